@@ -1,0 +1,29 @@
+"""Blocks: what a model is a tuple of. Norm and residual are inside, memory and positions come from outside.
+
+A block reads its memory, computes, and proposes what to remember; once the caller knows which tokens stay, it
+commits. So one forward serves training, scoring, prefill, decode and the verification of drafts.
+"""
+
+from typing import Any, Protocol
+
+import jax
+
+from ..cache import StateSpec
+from ..span import Span
+from .attention import Attention
+from .mlp import MLP
+
+__all__ = ["MLP", "Attention", "Block"]
+
+
+class Block(Protocol):
+    """The protocol; `minillm.laws` states what it means and tests any implementation.
+
+    init_state   an empty memory; () for a block that has none
+    __call__     x [b, t, d] -> (x [b, t, d], pending); state None means a whole sequence at once, nothing kept
+    commit       pending -> state that has seen n_keep [b] of the span's tokens, those at indices keep [b, m]
+    """
+
+    def init_state(self, spec: StateSpec) -> Any: ...
+    def __call__(self, x: jax.Array, state: Any, at: Span) -> tuple[jax.Array, Any]: ...
+    def commit(self, pending: Any, at: Span, keep: jax.Array, n_keep: jax.Array) -> Any: ...

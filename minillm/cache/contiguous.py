@@ -1,0 +1,78 @@
+"""The plain KV cache: one block of rows a sequence, token j in row j.
+
+A span's keys and values are written past the committed length, so keeping a prefix of a chain needs no work at
+all: the next span simply starts there. Keeping one path of a draft tree moves that path's rows together.
+
+Decoding reads the whole memory once a step, so the layout follows the reads: values lie [s, k] for the
+weighted sum, keys lie [k, s] for the scores.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from ..ops import naive_attention
+from ..span import Span
+
+
+@struct.dataclass
+class Contiguous:
+    """keys [slots, g, k, s] and values [slots, g, s, k]."""
+
+    keys: jax.Array
+    values: jax.Array
+
+    @staticmethod
+    def empty(slots: int, s: int, g: int, k: int, dtype) -> "Contiguous":
+        """Zeros from NumPy, so that making a memory compiles nothing."""
+        return Contiguous(np.zeros((slots, g, k, s), dtype), np.zeros((slots, g, s, k), dtype))  # type: ignore[arg-type]
+
+    def append(self, k: jax.Array, v: jax.Array, at: Span) -> "Contiguous":
+        """Write k and v [b t g k] to rows start … start + n - 1; padding is not written."""
+        rows = jnp.where(at.valid, at.start[:, None] + jnp.arange(k.shape[1]), self.values.shape[2])
+        return self._write(rows, k, v, at)
+
+    def attend(self, q: jax.Array, at: Span, **options) -> tuple[jax.Array, jax.Array]:
+        """q [b t h k] -> y [b t h k], lse [b t h]; options as in `ops.naive_attention`."""
+        keys = self.keys if at.slot is None else self.keys[at.slot]
+        values = self.values if at.slot is None else self.values[at.slot]
+        return attend_rows(q, jnp.moveaxis(keys, 3, 1), jnp.moveaxis(values, 2, 1), at, **options)
+
+    def commit(self, at: Span, keep: jax.Array, n_keep: jax.Array) -> "Contiguous":
+        """Keep n_keep [b] tokens, those at indices keep [b m] of the span."""
+        if at.parent is None:  # a prefix is already where it belongs
+            return self
+        slot = slots(at)[:, None]
+        source = at.start[:, None] + keep
+        k, v = self.keys[slot, :, :, source], self.values[slot, :, source]  # b m g k
+        kept = jnp.arange(keep.shape[1]) < n_keep[:, None]
+        rows = jnp.where(kept, at.start[:, None] + jnp.arange(keep.shape[1]), self.values.shape[2])
+        return self._write(rows, k, v, at)
+
+    def _write(self, rows: jax.Array, k: jax.Array, v: jax.Array, at: Span) -> "Contiguous":
+        """Write k and v [b t g k] to rows [b t]; rows past the end are dropped."""
+        slot = slots(at)[:, None]
+        keys = self.keys.at[slot, :, :, rows].set(k.astype(self.keys.dtype), mode="drop")
+        values = self.values.at[slot, :, rows].set(v.astype(self.values.dtype), mode="drop")
+        return Contiguous(keys, values)
+
+
+def slots(at: Span) -> jax.Array:
+    """i32 [b]: the slot of each row, spelled out."""
+    return jnp.arange(at.start.shape[0]) if at.slot is None else at.slot
+
+
+def attend_rows(q: jax.Array, k: jax.Array, v: jax.Array, at: Span, **options):
+    """Attention over rows k, v [b s g k] that hold token j in row j -> y [b t h k], lse [b t h]."""
+    s = k.shape[1]
+    return naive_attention(
+        q,
+        k.astype(q.dtype),
+        v.astype(q.dtype),
+        q_pos=at.query_pos,
+        k_pos=at.row_pos(s),
+        mask=at.row_mask(s),
+        return_lse=True,
+        **options,
+    )

@@ -1,0 +1,72 @@
+"""The paged KV cache (Kwon et al. 2023, arXiv:2309.06180): rows live in pages that any sequence may own.
+
+A sequence's rows need not be neighbours in memory: row j is row j % page_size of page `pages[j // page_size]`,
+and the table `pages` travels in the Span, once for all layers. Which page is whose is decided by the caller;
+here a table only turns row numbers into places. Entries that no row reaches may be anything.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from ..span import Span
+from .contiguous import attend_rows
+
+
+@struct.dataclass
+class Paged:
+    """keys and values [p, o, g, k]: pages, rows in a page, KV heads, channels."""
+
+    keys: jax.Array
+    values: jax.Array
+
+    @staticmethod
+    def empty(n_pages: int, page_size: int, g: int, k: int, dtype) -> "Paged":
+        """Zeros from NumPy, so that making a memory compiles nothing."""
+        shape = (n_pages, page_size, g, k)
+        return Paged(np.zeros(shape, dtype), np.zeros(shape, dtype))  # type: ignore[arg-type]
+
+    def append(self, k: jax.Array, v: jax.Array, at: Span) -> "Paged":
+        """Write k and v [b t g k] to rows start … start + n - 1; padding is not written."""
+        page, row = self._places(at.start[:, None] + jnp.arange(k.shape[1]), at.valid, at)
+        return self._write(page, row, k, v)
+
+    def attend(self, q: jax.Array, at: Span, **options) -> tuple[jax.Array, jax.Array]:
+        """q [b t h k] -> y [b t h k], lse [b t h]; options as in `ops.naive_attention`."""
+        table = table_of(at)
+        b, s = table.shape[0], table.shape[1] * self.keys.shape[1]
+        k, v = (memory[table].reshape(b, s, *memory.shape[2:]) for memory in (self.keys, self.values))
+        return attend_rows(q, k, v, at, **options)
+
+    def commit(self, at: Span, keep: jax.Array, n_keep: jax.Array) -> "Paged":
+        """Keep n_keep [b] tokens, those at indices keep [b m] of the span."""
+        if at.parent is None:
+            return self
+        kept = jnp.arange(keep.shape[1]) < n_keep[:, None]
+        page, row = self._places(at.start[:, None] + keep, kept, at)
+        k, v = self.keys[page, row], self.values[page, row]
+        page, row = self._places(at.start[:, None] + jnp.arange(keep.shape[1]), kept, at)
+        return self._write(page, row, k, v)
+
+    def _places(self, rows: jax.Array, real: jax.Array, at: Span) -> tuple[jax.Array, jax.Array]:
+        """Page and row in it of sequence rows [b t]; a page past the end where not real [b t]."""
+        page_size = self.keys.shape[1]
+        table = table_of(at)
+        entry = jnp.clip(rows // page_size, 0, table.shape[1] - 1)
+        page = jnp.take_along_axis(table, entry, axis=1)
+        inside = real & (rows < table.shape[1] * page_size)
+        return jnp.where(inside, page, self.keys.shape[0]), rows % page_size
+
+    def _write(self, page: jax.Array, row: jax.Array, k: jax.Array, v: jax.Array) -> "Paged":
+        """Write k and v [b t g k] to places page and row [b t]; pages past the end are dropped."""
+        keys = self.keys.at[page, row].set(k.astype(self.keys.dtype), mode="drop")
+        values = self.values.at[page, row].set(v.astype(self.values.dtype), mode="drop")
+        return Paged(keys, values)
+
+
+def table_of(at: Span) -> jax.Array:
+    """The span's page table i32 [b p]; ValueError if it has none."""
+    if at.pages is None:
+        raise ValueError("Paged: the Span has no pages, expected a page table i32 [b, p]")
+    return at.pages

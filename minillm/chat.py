@@ -1,0 +1,37 @@
+"""Chat templates: a checkpoint's own Jinja source turns messages into the text it was trained on."""
+
+from collections.abc import Sequence
+from typing import NoReturn, TypedDict
+
+import jinja2
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from .errors import UserError
+
+
+class Message(TypedDict):
+    """One turn; role is `system`, `user` or `assistant`."""
+
+    role: str
+    content: str
+
+
+def render_chat(template: str, messages: Sequence[Message], bos: str, eos: str) -> str:
+    """The conversation as text, ending where the assistant speaks.
+
+    The template comes with the checkpoint and is not trusted: it runs in Jinja's sandbox, without files,
+    attributes of Python objects, or changes to what it is given. UserError if it refuses or fails.
+    """
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, autoescape=False)
+    environment.globals["raise_exception"] = refuse
+    try:
+        return environment.from_string(template).render(
+            messages=list(messages), bos_token=bos, eos_token=eos, add_generation_prompt=True
+        )
+    except (jinja2.TemplateError, TypeError, ArithmeticError, LookupError, RecursionError) as error:
+        raise UserError(f"the checkpoint's chat template failed: {error}") from None
+
+
+def refuse(reason: str) -> NoReturn:
+    """What templates call to reject a conversation."""
+    raise jinja2.TemplateError(reason)

@@ -1,0 +1,89 @@
+"""Hugging Face's tensor files: one `model.safetensors`, or shards listed by `model.safetensors.index.json`.
+
+The safetensors library maps the file and checks its header; here shards are tied together and every entry
+of the index is held against the shard it points to.
+"""
+
+import math
+from pathlib import Path
+
+import ml_dtypes  # noqa: F401  (registers bfloat16 with NumPy, which safetensors looks up by name)
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from ..errors import UserError
+from .jsonfile import read_json
+from .source import Index, missing
+
+INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+BYTES = {"F32": 4, "F16": 2, "BF16": 2}
+
+
+class Safetensors:
+    """The tensors of a checkpoint folder as a TensorSource."""
+
+    def __init__(self, folder: Path):
+        self.where = str(folder)
+        self.slices = {}  # lazily read tensors by name
+        if (folder / INDEX).exists():
+            self._open_shards(folder)
+        elif (folder / SINGLE).exists():
+            self.slices = open_shard(folder / SINGLE)
+        else:
+            raise UserError(f"{folder}: has neither {SINGLE} nor {INDEX}{pickle_hint(folder)}")
+        for name, tensor in self.slices.items():
+            if tensor.get_dtype() not in BYTES:
+                raise UserError(
+                    f"{folder}: tensor {name} has dtype {tensor.get_dtype()}, expected one of {', '.join(BYTES)}"
+                )
+
+    def names(self):
+        return self.slices.keys()
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self._slice(name).get_shape())
+
+    def dtype(self, name: str) -> str:
+        return self._slice(name).get_dtype()
+
+    def nbytes(self, name: str) -> int:
+        return math.prod(self.shape(name)) * BYTES[self.dtype(name)]
+
+    def read(self, name: str, index: Index = ()) -> np.ndarray:
+        return np.asarray(self._slice(name)[index or (slice(None),)]).astype(np.float32, copy=False)
+
+    def _slice(self, name: str):
+        if name not in self.slices:
+            raise missing(self.where, name)
+        return self.slices[name]
+
+    def _open_shards(self, folder: Path) -> None:
+        where = folder / INDEX
+        listed = read_json(where).get("weight_map")
+        if not isinstance(listed, dict) or not all(isinstance(file, str) for file in listed.values()):
+            raise UserError(f"{where}: weight_map is missing or not a map of names to file names")
+        for file in sorted(set(listed.values())):
+            if Path(file).name != file:
+                raise UserError(f"{where}: shard {file!r} is a path, expected a file name in the same folder")
+            if not (folder / file).is_file():
+                raise UserError(f"{where}: shard {file} is missing")
+            self.slices |= open_shard(folder / file)
+        for name in listed:
+            if name not in self.slices:
+                raise UserError(f"{where}: tensor {name} is not in shard {listed[name]}")
+
+
+def open_shard(path: Path) -> dict:
+    """The tensors of one file, by name, not yet read."""
+    try:
+        shard = safe_open(path, framework="numpy")
+        return {name: shard.get_slice(name) for name in shard.keys()}  # noqa: SIM118  (not a dict)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{path}: not a whole safetensors file ({error}); fetch it again") from None
+
+
+def pickle_hint(folder: Path) -> str:
+    """Why a folder with only pickled weights is refused."""
+    if any(folder.glob("*.bin")) or any(folder.glob("*.pt")) or any(folder.glob("*.pth")):
+        return "; pickled weights can run code when opened and are not read, save them as safetensors"
+    return ""

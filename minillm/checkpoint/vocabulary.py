@@ -1,0 +1,114 @@
+"""Tokenizers from checkpoints: a folder's `tokenizer.json`, or rebuilt from GGUF metadata."""
+
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
+
+from ..errors import UserError
+from ..tokenizer import END_TOKENS, Tokenizer
+from .jsonfile import LARGEST, read_json
+
+CONTROL, USER_DEFINED = 3, 4  # values of tokenizer.ggml.token_type
+
+# How text is cut before merging, by `tokenizer.ggml.pre`. Digits stand alone in smollm; converters that drop
+# this get numbers wrong.
+PRE_TOKENIZERS = {
+    "gpt-2": pre_tokenizers.ByteLevel(add_prefix_space=False),
+    "smollm": pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    ),
+}
+
+
+def tokenizer_from_gguf(metadata: dict[str, Any], where: str) -> Tokenizer:
+    """Byte-level BPE from `tokenizer.ggml.*`."""
+    values = {
+        key.removeprefix("tokenizer.ggml."): value
+        for key, value in metadata.items()
+        if key.startswith("tokenizer.ggml.")
+    }
+    if values.get("model") != "gpt2":
+        raise UserError(f"{where}: tokenizer.ggml.model is {values.get('model')!r}, expected 'gpt2'")
+    if values.get("pre") not in PRE_TOKENIZERS:
+        known = ", ".join(PRE_TOKENIZERS)
+        raise UserError(f"{where}: tokenizer.ggml.pre is {values.get('pre')!r}, expected one of: {known}")
+    tokens = strings(values, "tokens", where)
+    merges = [tuple(merge.split(" ")) for merge in strings(values, "merges", where)]
+    types = values.get("token_type", [1] * len(tokens))
+    if not isinstance(types, list) or len(types) != len(tokens):
+        raise UserError(
+            f"{where}: tokenizer.ggml.token_type does not list one type for each of {len(tokens)} tokens"
+        )
+    vocabulary = {token: i for i, token in enumerate(tokens)}
+    if len(vocabulary) != len(tokens):
+        raise UserError(f"{where}: tokenizer.ggml.tokens lists the same token twice")
+    try:
+        backend = tokenizers.Tokenizer(models.BPE(vocabulary, merges))
+    except Exception as error:  # the library raises nothing narrower
+        raise UserError(f"{where}: tokenizer.ggml.merges do not fit the tokens: {error}") from None
+    backend.pre_tokenizer = PRE_TOKENIZERS[values["pre"]]
+    backend.decoder = decoders.ByteLevel()
+    marked = [
+        (token, kind) for token, kind in zip(tokens, types, strict=True) if kind in (CONTROL, USER_DEFINED)
+    ]
+    backend.add_tokens(
+        [AddedToken(token, special=kind == CONTROL, normalized=False) for token, kind in marked]
+    )
+    bos, eos = (token_text(values, f"{key}_token_id", tokens, where) for key in ("bos", "eos"))
+    if values.get("add_bos_token") and bos:
+        backend.post_processor = processors.TemplateProcessing(
+            single=f"{bos} $A", special_tokens=[(bos, vocabulary[bos])]
+        )
+    controls = {token for token, kind in marked if kind == CONTROL}
+    ends = {vocabulary[token] for token in (*END_TOKENS, eos) if token in controls}
+    return Tokenizer(backend, bos, eos, tuple(sorted(ends)), metadata.get("tokenizer.chat_template"))
+
+
+def tokenizer_from_folder(folder: Path) -> Tokenizer | None:
+    """The tokenizer of a Hugging Face folder; None if it has no tokenizer.json."""
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        return None
+    if path.stat().st_size > LARGEST:
+        raise UserError(f"{path}: has {path.stat().st_size} bytes, expected at most {LARGEST}")
+    try:
+        backend = tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises nothing narrower
+        raise UserError(f"{path}: not a tokenizer the tokenizers library can read: {error}") from None
+    backend.no_padding()
+    backend.no_truncation()
+    settings = folder / "tokenizer_config.json"
+    values = read_json(settings) if settings.is_file() else {}
+    bos, eos = (added_text(values.get(key)) for key in ("bos_token", "eos_token"))
+    template = folder / "chat_template.jinja"
+    chat_template = template.read_text("utf-8") if template.is_file() else values.get("chat_template")
+    if not isinstance(chat_template, str | None):
+        raise UserError(f"{settings}: chat_template is a {type(chat_template).__name__}, expected a string")
+    ends = {backend.token_to_id(token) for token in (*END_TOKENS, eos)} - {None}
+    return Tokenizer(backend, bos, eos, tuple(sorted(ends)), chat_template)
+
+
+def strings(values: dict[str, Any], key: str, where: str) -> list[str]:
+    """A metadata entry that must be a list of strings."""
+    found = values.get(key)
+    if not isinstance(found, list) or not all(isinstance(one, str) for one in found):
+        raise UserError(f"{where}: tokenizer.ggml.{key} is missing or not a list of strings")
+    return found
+
+
+def token_text(values: dict[str, Any], key: str, tokens: list[str], where: str) -> str:
+    """The token an id entry points to; empty if there is no such entry."""
+    found = values.get(key)
+    if found is None:
+        return ""
+    if not isinstance(found, int) or not 0 <= found < len(tokens):
+        raise UserError(f"{where}: tokenizer.ggml.{key} is {found!r}, expected an id below {len(tokens)}")
+    return tokens[found]
+
+
+def added_text(value: Any) -> str:
+    """The text of a token in tokenizer_config.json, which is a string or an object with `content`."""
+    content = value.get("content") if isinstance(value, dict) else value
+    return content if isinstance(content, str) else ""

@@ -1,0 +1,111 @@
+"""Config: the sizes and constants of a model, read strictly from a checkpoint's own description.
+
+A field that would change the maths and is not understood must never be skipped in silence, so `Fields` hands
+out each entry once and, at the end, refuses whatever nobody asked for.
+"""
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .errors import UserError
+
+
+@dataclass(frozen=True)
+class Config:
+    """Sizes by the letters of `minillm.ops`.
+
+    context is the longest sequence the model was made for, eps belongs to RMSNorm, rope_theta is the base of
+    the rotary frequencies, tied says the head is the embedding's transpose, eos lists the ids that end a text.
+    """
+
+    arch: str
+    n_layers: int
+    d: int
+    h: int
+    g: int
+    k: int
+    f: int
+    v: int
+    context: int
+    eps: float
+    rope_theta: float
+    tied: bool
+    eos: tuple[int, ...]
+
+
+class Fields:
+    """The entries of one config file, each read once; errors name the file and the field."""
+
+    def __init__(self, values: Mapping[str, Any], where: str):
+        self.values, self.where, self.read = values, where, set()
+
+    def integer(self, key: str, default: int | None = None) -> int:
+        """A whole number from 1 to 2^31 - 1."""
+        return self._get(key, default, "a whole number from 1 to 2147483647", is_size)
+
+    def number(self, key: str, default: float | None = None) -> float:
+        """A finite number above 0."""
+        return float(self._get(key, default, "a number above 0", is_positive))
+
+    def flag(self, key: str, default: bool) -> bool:
+        """True or false."""
+        return self._get(key, default, "true or false", lambda value: isinstance(value, bool))
+
+    def ids(self, key: str) -> tuple[int, ...]:
+        """One token id or a list of them; none if the field is missing or null."""
+        self.read.add(key)
+        value = self.values.get(key)
+        found = () if value is None else tuple(value) if isinstance(value, list) else (value,)
+        if not all(isinstance(one, int) and not isinstance(one, bool) and 0 <= one < 2**31 for one in found):
+            raise UserError(f"{self.where}: {key} is {shown(value)}, expected a token id or a list of them")
+        return found
+
+    def only(self, key: str, *allowed: Any) -> None:
+        """The field, if it is there, has one of the values that the maths here is written for."""
+        self.read.add(key)
+        value = self.values.get(key, allowed[0])
+        if value not in allowed:
+            expected = " or ".join(repr(one) for one in allowed)
+            raise UserError(
+                f"{self.where}: {key} is {shown(value)}, which is not supported; expected {expected}"
+            )
+
+    def group(self, key: str) -> "Fields":
+        """The entries of a nested object, none if it is missing or null."""
+        value = self._get(key, {}, "an object", lambda value: isinstance(value, dict)) or {}
+        return Fields(value, f"{self.where}: {key}")
+
+    def finish(self, harmless: Collection[str]) -> None:
+        """Refuse entries that were neither read nor are known to change nothing."""
+        for key in self.values:
+            if key not in self.read and key not in harmless and self.values[key] is not None:
+                value = shown(self.values[key])
+                raise UserError(f"{self.where}: {key} = {value} is not supported for this architecture")
+
+    def _get(self, key: str, default: Any, expected: str, fits: Callable[[Any], bool]) -> Any:
+        self.read.add(key)
+        value = self.values.get(key)
+        if value is None:
+            if default is None:
+                raise UserError(f"{self.where}: {key} is missing, expected {expected}")
+            return default
+        if not fits(value):
+            raise UserError(f"{self.where}: {key} is {shown(value)}, expected {expected}")
+        return value
+
+
+def is_size(value: Any) -> bool:
+    """Whether value is a whole number that can be a dimension."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**31
+
+
+def is_positive(value: Any) -> bool:
+    """Whether value is a finite number above 0."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("inf")
+
+
+def shown(value: Any) -> str:
+    """Value as it fits into a sentence."""
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

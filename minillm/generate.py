@@ -1,0 +1,96 @@
+"""Generation: one program, `advance`, at two shapes.
+
+`advance` runs new tokens through the model, commits them and samples the next one. With a chunk of the prompt
+it is the prefill, with one token it is a decode step. Memory is donated, so a step writes one row in place
+instead of copying the cache. Prompt chunks and memory come in a few sizes only, so that lengths do not compile.
+"""
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .cache import StateSpec
+from .model import Model
+from .sampling import History, Sampler
+from .span import Span
+
+CHUNK = 512  # tokens of prompt a forward
+LEAST_CHUNK, LEAST_MEMORY = 16, 256
+AHEAD = 512  # generated tokens that memory is made for at first; it doubles when they are not enough
+
+
+@partial(jax.jit, donate_argnames=("state", "history"))
+def advance(
+    model: Model,
+    state: tuple,
+    history: History | None,
+    sampler: Sampler,
+    tokens: jax.Array,
+    start: jax.Array,
+    n: jax.Array,
+) -> tuple[tuple, History | None, jax.Array]:
+    """Take in n [b] of tokens i32 [b, t] at positions start [b] …, and sample the token after them, i32 [b, 1]."""
+    b, t = tokens.shape
+    at = Span.chain(start, n, t)
+    hidden, pending = model.hidden(tokens, state, at)
+    state = model.commit(pending, at, keep=jnp.broadcast_to(jnp.arange(t), (b, t)), n_keep=n)
+    if history is not None:
+        history = history.observe(tokens, at)
+    logits = model.logits(hidden[jnp.arange(b), n - 1])
+    return state, history, sampler(logits, start + n, history)[:, None]
+
+
+def generate_tokens(
+    model: Model, prompt: Sequence[int], sampler: Sampler, max_tokens: int, context: int
+) -> Iterator[int]:
+    """Yield up to max_tokens ids that continue prompt, fewer if the context of the model is full.
+
+    The caller stops at whatever ends a text by no longer asking.
+    """
+    end = min(len(prompt) + max_tokens, context)
+    capacity = min(bucket(min(end, len(prompt) + AHEAD), LEAST_MEMORY), context)
+    state: Any = model.init_state(StateSpec(slots=1, max_len=capacity))
+    history = (
+        History.empty(np.array([len(prompt)], np.int32), model.embed.shape[0]) if sampler.penalises else None
+    )
+    token = None
+    for start in range(0, len(prompt), CHUNK):
+        tokens, n = padded(prompt[start : start + CHUNK])
+        state, history, token = advance(model, state, history, sampler, tokens, row(start), row(n))
+    for length in range(len(prompt), end):
+        if token is None:
+            return
+        yield int(token[0, 0])
+        if length + 1 == end:
+            return
+        if length == capacity:
+            capacity = min(2 * capacity, context)
+            state = enlarged(state, model.init_state(StateSpec(slots=1, max_len=capacity)))
+        state, history, token = advance(model, state, history, sampler, token, row(length), row(1))
+
+
+@partial(jax.jit, donate_argnums=1)
+def enlarged(old: tuple, new: tuple) -> tuple:
+    """The old memory in a corner of the new: every dimension that differs has grown at its end."""
+    return jax.tree.map(lambda a, b: jax.lax.dynamic_update_slice(b, a, (0,) * a.ndim), old, new)
+
+
+def bucket(size: int, least: int) -> int:
+    """The smallest power of two that is at least size and least."""
+    return max(1 << (size - 1).bit_length(), least)
+
+
+def padded(tokens: Sequence[int]) -> tuple[np.ndarray, int]:
+    """Tokens as i32 [1, bucket], and how many are real."""
+    row = np.zeros((1, bucket(len(tokens), LEAST_CHUNK)), np.int32)
+    row[0, : len(tokens)] = tokens
+    return row, len(tokens)
+
+
+def row(value: int) -> np.ndarray:
+    """i32 [1]."""
+    return np.array([value], np.int32)

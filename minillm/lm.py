@@ -1,0 +1,231 @@
+"""LM: a model and its tokenizer; what `minillm.load` returns."""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .chat import Message
+from .checkpoint import open_checkpoint
+from .checkpoint.pull import MODELS, pulled
+from .config import Config
+from .errors import UserError
+from .generate import bucket, generate_tokens
+from .model import Model
+from .sampling import new_sampler
+from .span import Span
+from .stops import StopFilter
+from .tokenizer import Tokenizer
+from .xla import Programs, keep_programs
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What was generated: the continuation only.
+
+    finish_reason is `stop` (the model or a stop string ended it), `length` (max_tokens or the context did) or
+    `interrupted` (the reader stopped reading). timings: ttft_s, prefill_tok_s, decode_tok_s, compile_s; rates
+    leave compile time out, and are None where nothing was measured.
+    """
+
+    text: str
+    tokens: list[int]
+    prompt_tokens: int
+    finish_reason: str
+    timings: dict[str, float | None]
+    seed: int
+
+
+@dataclass(frozen=True)
+class LM:
+    """A language model: `generate`, `stream`, `logits`; tokenizer is None for a checkpoint without one."""
+
+    config: Config
+    model: Model
+    tokenizer: Tokenizer | None
+
+    def logits(self, tokens) -> np.ndarray:
+        """Scores of the next token after each: tokens i32 [b, t] -> float32 [b, t, v]."""
+        tokens = np.asarray(tokens)
+        if tokens.ndim != 2 or tokens.dtype.kind not in "iu" or tokens.size == 0:
+            raise UserError(
+                f"tokens have shape {list(tokens.shape)} and dtype {tokens.dtype}, expected int [b, t]"
+            )
+        self._check_ids(tokens)
+        b, t = tokens.shape
+        row = np.zeros((b, bucket(t, 16)), np.int32)
+        row[:, :t] = tokens
+        return np.asarray(score(self.model, row, np.full(b, t, np.int32)))[:, :t]
+
+    def generate(self, prompt: str | Sequence[int], **options) -> Completion:
+        """Continue prompt, a text or token ids; options as in `stream`."""
+        stream = self.stream(prompt, **options)
+        for _ in stream:
+            pass
+        return stream.completion()
+
+    def stream(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        max_tokens: int = 128,
+        stop: Sequence[str] = (),
+        temperature: float = 0.7,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        repeat_penalty: float = 1.0,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
+        seed: int | None = None,
+    ) -> "Stream":
+        """Pieces of text as they come, then `.completion()`; UserError names an option that does not fit."""
+        sampler = new_sampler(
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            repeat_penalty=repeat_penalty,
+            presence_penalty=presence_penalty,
+            frequency_penalty=frequency_penalty,
+            seed=seed,
+        )
+        ids = self.prompt_ids(prompt)
+        if max_tokens < 1:
+            raise UserError(f"max_tokens is {max_tokens}, expected 1 or more")
+        if stop and self.tokenizer is None:
+            raise UserError("stop strings need a tokenizer, and this checkpoint has none")
+        if not all(stop):
+            raise UserError("a stop string is empty, expected at least one character")
+        return Stream(self, ids, sampler, max_tokens, stop)
+
+    def prompt_ids(self, prompt: str | Sequence[int]) -> list[int]:
+        """Token ids of a prompt that this model can continue."""
+        if isinstance(prompt, str):
+            if self.tokenizer is None:
+                raise UserError("this checkpoint has no tokenizer, so the prompt must be token ids")
+            ids = self.tokenizer.encode(prompt)
+        else:
+            ids = [int(token) for token in prompt]
+        if not ids:
+            raise UserError("the prompt is empty, expected at least one token")
+        if len(ids) >= self.config.context:
+            raise UserError(
+                f"the prompt has {len(ids)} tokens, but the model's context is {self.config.context}; shorten it"
+            )
+        self._check_ids(np.array(ids))
+        return ids
+
+    def chat_ids(self, messages: Sequence[Message]) -> list[int]:
+        """Token ids of a conversation by the checkpoint's own template."""
+        if self.tokenizer is None:
+            raise UserError("this checkpoint has no tokenizer, so it has no chat template")
+        return self.tokenizer.encode_chat(messages)
+
+    def _check_ids(self, tokens: np.ndarray) -> None:
+        bad = tokens[(tokens < 0) | (tokens >= self.config.v)]
+        if bad.size:
+            raise UserError(
+                f"token id {bad.flat[0]} is outside the vocabulary, expected 0 to {self.config.v - 1}"
+            )
+
+
+class Stream:
+    """A running generation: iterate over it for text, then ask for its `completion()`.
+
+    Stopping early is fine; the completion then says `interrupted`.
+    """
+
+    def __init__(self, lm: LM, prompt: list[int], sampler, max_tokens: int, stop: Sequence[str]):
+        self.lm, self.prompt, self.sampler = lm, prompt, sampler
+        self.max_tokens, self.stop = max_tokens, stop
+        self.tokens: list[int] = []
+        self.text, self.finish_reason = "", "interrupted"
+        self.timings: dict[str, float | None] = {}
+        self.pieces = self._run()
+
+    def __iter__(self) -> Iterator[str]:
+        return self.pieces
+
+    def __next__(self) -> str:
+        return next(self.pieces)
+
+    def completion(self) -> Completion:
+        """The record of what has been generated so far."""
+        seed = int(self.sampler.seed[0])
+        return Completion(self.text, self.tokens, len(self.prompt), self.finish_reason, self.timings, seed)
+
+    def _run(self) -> Iterator[str]:
+        tokenizer = self.lm.tokenizer
+        ends = {*self.lm.config.eos, *(tokenizer.ends if tokenizer else ())}
+        decoded, stops = tokenizer.stream() if tokenizer else None, StopFilter(self.stop)
+        for token in self._timed_tokens():
+            if token in ends:
+                self.finish_reason = "stop"
+                break
+            self.tokens.append(token)
+            if decoded:
+                yield self._give(stops.push(decoded.push(token)))
+            if stops.hit:
+                self.finish_reason = "stop"
+                return
+        else:
+            self.finish_reason = "length"
+        if decoded:
+            tail = stops.push(decoded.flush())
+            self.finish_reason = "stop" if stops.hit else self.finish_reason
+            yield self._give(tail + stops.flush())
+
+    def _give(self, piece: str) -> str:
+        self.text += piece
+        return piece
+
+    def _timed_tokens(self) -> Iterator[int]:
+        """The tokens; timings are brought up to date before each is handed on."""
+        started, n, prompt = time.perf_counter(), 0, len(self.prompt)
+        first = first_compiled = 0.0
+        source = generate_tokens(
+            self.lm.model, self.prompt, self.sampler, self.max_tokens, self.lm.config.context
+        )
+        with Programs() as programs:
+            for token in source:
+                now, n = time.perf_counter(), n + 1
+                if n == 1:
+                    first, first_compiled = now, programs.seconds
+                decoding = now - first - (programs.seconds - first_compiled)
+                self.timings = {
+                    "ttft_s": first - started,
+                    "prefill_tok_s": prompt / (first - started - first_compiled),
+                    "decode_tok_s": (n - 1) / decoding if n > 1 else None,
+                    "compile_s": programs.seconds,
+                }
+                yield token
+
+
+@jax.jit
+def score(model: Model, tokens: jax.Array, n: jax.Array) -> jax.Array:
+    """Logits [b, t, v] of whole sequences tokens i32 [b, t], n [b] of them real."""
+    return model(tokens, None, Span.chain(jnp.zeros_like(n), n, tokens.shape[1]))[0]
+
+
+def load(model: str | Path) -> LM:
+    """Open a model: a name that was pulled, a `.gguf` file, or a folder with config.json and safetensors."""
+    keep_programs()
+    checkpoint = open_checkpoint(find_model(model))
+    tokenizer = checkpoint.tokenizer()
+    return LM(checkpoint.config, checkpoint.model(), tokenizer)
+
+
+def find_model(model: str | Path) -> Path:
+    """The path of a model by name or path; UserError says how to get one that is not there."""
+    path = Path(model)
+    if path.exists():
+        return path
+    if str(model) in MODELS:
+        return pulled(str(model))
+    known = ", ".join(MODELS)
+    raise UserError(f"model {str(model)!r} is neither a file, a folder nor a known name; names: {known}")

@@ -1,0 +1,28 @@
+"""Weights: how a matrix is stored, and how it multiplies. Model code never asks which class it holds.
+
+x @ w         [..., in] -> [..., out]
+x @ w.T       [..., out] -> [..., in]       (a tied head is the embedding's transpose)
+w.rows(ids)   rows of the matrix, for an embedding
+w.dense()     the matrix [in, out] in floating point: the definition of everything above
+w.shape       (in, out)
+"""
+
+from typing import Protocol
+
+import jax
+
+from .dense import Dense
+
+__all__ = ["Dense", "Weight"]
+
+
+class Weight(Protocol):
+    """What every class of weight can do."""
+
+    @property
+    def shape(self) -> tuple[int, int]: ...
+    @property
+    def T(self) -> "Weight": ...
+    def __rmatmul__(self, x: jax.Array) -> jax.Array: ...
+    def rows(self, ids: jax.Array) -> jax.Array: ...
+    def dense(self) -> jax.Array: ...

@@ -1,0 +1,151 @@
+"""Sampler: from logits to the next token.
+
+The order is penalties, temperature, top-k, top-p, min-p, then a draw. A stage that is None is not in the
+compiled program at all, so plain greedy decoding pays for nothing but an argmax; the values of the others are
+arrays, so changing them compiles nothing.
+"""
+
+import math
+import secrets
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from .errors import UserError
+from .ops import (
+    keep_min_p,
+    keep_top_k,
+    keep_top_p,
+    penalise_counts,
+    penalise_repetition,
+    scale_temperature,
+)
+from .span import Span
+
+
+@struct.dataclass
+class History:
+    """What the penalties look at: tokens seen at all, and how often each was generated.
+
+    seen bool [b, v]; counts i32 [b, v]; prompt i32 [b], the number of tokens that were given, not generated.
+    """
+
+    seen: jax.Array
+    counts: jax.Array
+    prompt: jax.Array
+
+    @staticmethod
+    def empty(prompt: np.ndarray, v: int) -> "History":
+        """Nothing seen yet, prompts of lengths prompt i32 [b]."""
+        shape = (len(prompt), v)
+        return History(np.zeros(shape, bool), np.zeros(shape, np.int32), prompt)  # type: ignore[arg-type]
+
+    def observe(self, tokens: jax.Array, at: Span) -> "History":
+        """Take in the tokens i32 [b, t] of a span."""
+        row = jnp.arange(tokens.shape[0])[:, None]
+        generated = at.valid & (at.pos >= self.prompt[:, None])
+        seen = self.seen.at[row, tokens].max(at.valid)
+        return self.replace(seen=seen, counts=self.counts.at[row, tokens].add(generated.astype(jnp.int32)))
+
+
+@struct.dataclass
+class Sampler:
+    """One value a sequence for each stage, [b]; None leaves the stage out, temperature None is greedy."""
+
+    temperature: jax.Array | None
+    top_k: jax.Array | None
+    top_p: jax.Array | None
+    min_p: jax.Array | None
+    repeat_penalty: jax.Array | None
+    presence_penalty: jax.Array | None
+    frequency_penalty: jax.Array | None
+    seed: jax.Array
+
+    @property
+    def penalises(self) -> bool:
+        """Whether any stage needs a History."""
+        return any(
+            stage is not None
+            for stage in (self.repeat_penalty, self.presence_penalty, self.frequency_penalty)
+        )
+
+    def __call__(self, logits: jax.Array, position: jax.Array, history: History | None) -> jax.Array:
+        """logits f32 [b, v], the positions i32 [b] to be filled -> tokens i32 [b]."""
+        logits = self.filtered(logits, history)
+        if self.temperature is None:
+            return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+
+        def draw(seed: jax.Array, place: jax.Array, row: jax.Array) -> jax.Array:
+            return jax.random.categorical(jax.random.fold_in(jax.random.key(seed), place), row)
+
+        return jax.vmap(draw)(self.seed, position, logits).astype(jnp.int32)
+
+    def filtered(self, logits: jax.Array, history: History | None) -> jax.Array:
+        """Logits f32 [b, v] after every stage; softmax of these is the distribution drawn from."""
+        if history is not None and self.repeat_penalty is not None:
+            logits = penalise_repetition(logits, history.seen, self.repeat_penalty)
+        if history is not None and self.presence_penalty is not None and self.frequency_penalty is not None:
+            logits = penalise_counts(logits, history.counts, self.presence_penalty, self.frequency_penalty)
+        if self.temperature is not None:
+            logits = scale_temperature(logits, self.temperature)
+        if self.top_k is not None:
+            logits = keep_top_k(logits, self.top_k)
+        if self.top_p is not None:
+            logits = keep_top_p(logits, self.top_p)
+        if self.min_p is not None:
+            logits = keep_min_p(logits, self.min_p)
+        return logits
+
+
+def new_sampler(
+    *,
+    temperature: float = 0.7,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    repeat_penalty: float = 1.0,
+    presence_penalty: float = 0.0,
+    frequency_penalty: float = 0.0,
+    seed: int | None = None,
+) -> Sampler:
+    """A Sampler for one sequence from the values users give; UserError names one out of range.
+
+    temperature 0 is greedy; top_k 0, top_p 1, min_p 0, repeat_penalty 1 and penalties 0 leave a stage out.
+    Without a seed one is drawn.
+    """
+    require(0 <= temperature < math.inf, "temperature", temperature, "0 (greedy) or more")
+    require(top_k >= 0, "top_k", top_k, "0 (off) or more")
+    require(0 < top_p <= 1, "top_p", top_p, "above 0 and at most 1 (off)")
+    require(0 <= min_p <= 1, "min_p", min_p, "0 (off) to 1")
+    require(0 < repeat_penalty < math.inf, "repeat_penalty", repeat_penalty, "above 0; 1 is off")
+    require(
+        abs(presence_penalty) < math.inf, "presence_penalty", presence_penalty, "a finite number; 0 is off"
+    )
+    require(
+        abs(frequency_penalty) < math.inf, "frequency_penalty", frequency_penalty, "a finite number; 0 is off"
+    )
+    seed = secrets.randbits(32) if seed is None else seed
+    require(0 <= seed < 2**32, "seed", seed, "0 to 4294967295")
+    counted = presence_penalty != 0 or frequency_penalty != 0
+
+    def stage(value: float, active: bool, dtype=np.float32):
+        return np.array([value], dtype) if active else None
+
+    return Sampler(  # type: ignore[arg-type]
+        temperature=stage(temperature, temperature > 0),
+        top_k=stage(min(top_k, 2**31 - 1), top_k > 0, np.int32),
+        top_p=stage(top_p, top_p < 1),
+        min_p=stage(min_p, min_p > 0),
+        repeat_penalty=stage(repeat_penalty, repeat_penalty != 1),
+        presence_penalty=stage(presence_penalty, counted),
+        frequency_penalty=stage(frequency_penalty, counted),
+        seed=np.array([seed], np.uint32),
+    )
+
+
+def require(fits: bool, name: str, value: float, expected: str) -> None:
+    """UserError unless the option fits (a NaN never does)."""
+    if not fits:
+        raise UserError(f"{name} is {value}, expected {expected}")

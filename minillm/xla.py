@@ -1,0 +1,74 @@
+"""XLA at run time: compiled programs are kept on disk, and counted.
+
+Compiling takes seconds, so programs are kept in the user's cache folder and a second run loads them. How often
+something compiled is a thing to watch: a decoder that compiles for every length is slow for no visible reason.
+"""
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+
+COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
+
+
+def cache_folder() -> Path:
+    """Where minillm keeps models and programs: $MINILLM_CACHE, or `minillm` in the user's cache folder."""
+    given = os.environ.get("MINILLM_CACHE")
+    if given:
+        return Path(given)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minillm"
+
+
+def keep_programs() -> None:
+    """Keep compiled programs on disk, unless JAX has been told where to keep them."""
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+class Programs:
+    """Counts programs that were compiled or loaded from disk since it was made, and the seconds that took.
+
+    with Programs() as programs:
+        ...
+    programs.count, programs.seconds
+    """
+
+    def __init__(self, on_start: Callable[[], None] | None = None):
+        self.count, self.seconds, self.on_start = 0, 0.0, on_start
+
+    def __enter__(self) -> "Programs":
+        jax.monitoring.register_scalar_listener(self._started)
+        jax.monitoring.register_event_duration_secs_listener(self._ended)
+        return self
+
+    def __exit__(self, *exception) -> None:
+        jax.monitoring.unregister_scalar_listener(self._started)
+        jax.monitoring.unregister_event_duration_listener(self._ended)
+
+    def _started(self, event: str, value: float, **details) -> None:
+        if event == COMPILE_EVENT and self.on_start:
+            self.on_start()
+
+    def _ended(self, event: str, seconds: float, **details) -> None:
+        if event == COMPILE_EVENT:
+            self.count += 1
+            self.seconds += seconds
+
+
+def memory_bandwidth() -> float:
+    """Bytes a second this machine reads at best, measured with a matrix-vector product too large for caches."""
+    matrix = jax.device_put(jax.numpy.ones((1 << 13, 1 << 13), jax.numpy.float32))
+    vector = jax.numpy.ones((1, 1 << 13), jax.numpy.float32)
+    product = jax.jit(lambda a, x: jax.lax.dot_general(x, a, (((1,), (1,)), ((), ()))))
+    product(matrix, vector).block_until_ready()
+    best = float("inf")
+    for _ in range(15):
+        start = time.perf_counter()
+        product(matrix, vector).block_until_ready()
+        best = min(best, time.perf_counter() - start)
+    return matrix.nbytes / best
