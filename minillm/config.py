@@ -67,9 +67,7 @@ class Fields:
         value = self.values.get(key, allowed[0])
         if value not in allowed:
             expected = " or ".join(repr(one) for one in allowed)
-            raise UserError(
-                f"{self.where}: {key} is {shown(value)}, which is not supported; expected {expected}"
-            )
+            raise UserError(f"{self.where}: {key} is {shown(value)}, which is not supported; expected {expected}")
 
     def group(self, key: str) -> "Fields":
         """The entries of a nested object, none if it is missing or null."""

@@ -6,6 +6,7 @@ instead of copying the cache. Prompt chunks and memory come in a few sizes only,
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -17,6 +18,7 @@ from .cache import StateSpec
 from .model import Model
 from .sampling import History, Sampler
 from .span import Span
+from .xla import host
 
 CHUNK = 512  # tokens of prompt a forward
 LEAST_CHUNK, LEAST_MEMORY = 16, 256
@@ -44,33 +46,49 @@ def advance(
     return state, history, sampler(logits, start + n, history)[:, None]
 
 
-def generate_tokens(
-    model: Model, prompt: Sequence[int], sampler: Sampler, max_tokens: int, context: int
-) -> Iterator[int]:
-    """Yield up to max_tokens ids that continue prompt, fewer if the context of the model is full.
+@dataclass
+class Plan:
+    """Sizes of one generation: where it must `end`, and the `capacity` its memory starts with, in tokens."""
 
-    The caller stops at whatever ends a text by no longer asking.
-    """
-    end = min(len(prompt) + max_tokens, context)
-    capacity = min(bucket(min(end, len(prompt) + AHEAD), LEAST_MEMORY), context)
-    state: Any = model.init_state(StateSpec(slots=1, max_len=capacity))
-    history = (
-        History.empty(np.array([len(prompt)], np.int32), model.embed.shape[0]) if sampler.penalises else None
-    )
-    token = None
+    prompt: Sequence[int]
+    end: int
+    capacity: int
+
+    @staticmethod
+    def of(prompt: Sequence[int], max_tokens: int, context: int) -> "Plan":
+        """A plan for up to max_tokens after prompt, in a model made for `context` tokens."""
+        end = min(len(prompt) + max_tokens, context)
+        return Plan(prompt, end, min(bucket(min(end, len(prompt) + AHEAD), LEAST_MEMORY), context))
+
+    def begin(self, model: Model, sampler: Sampler) -> tuple[tuple, History | None]:
+        """Empty memory and history."""
+        state = model.init_state(StateSpec(slots=1, max_len=self.capacity))
+        if not sampler.penalises:
+            return state, None
+        return state, History.empty(row(len(self.prompt)), model.embed.shape[0])
+
+
+def compile_ahead(shapes: Model, plan: Plan, sampler: Sampler) -> None:
+    """Compile what the first chunk of the prompt needs, from the shapes of a model that is still loading."""
+    state, history = plan.begin(shapes, sampler)
+    tokens, n = padded(plan.prompt[:CHUNK])
+    advance.lower(shapes, state, history, sampler, tokens, row(0), row(n)).compile()
+
+
+def generate_tokens(model: Model, plan: Plan, sampler: Sampler) -> Iterator[int]:
+    """Yield the ids that continue the prompt, up to the plan's end; the caller stops at what ends a text."""
+    (state, history), prompt, capacity = plan.begin(model, sampler), plan.prompt, plan.capacity
+    token: Any = None
     for start in range(0, len(prompt), CHUNK):
         tokens, n = padded(prompt[start : start + CHUNK])
         state, history, token = advance(model, state, history, sampler, tokens, row(start), row(n))
-    for length in range(len(prompt), end):
-        if token is None:
-            return
-        yield int(token[0, 0])
-        if length + 1 == end:
-            return
+    yield int(token[0, 0])
+    for length in range(len(prompt), plan.end - 1):
         if length == capacity:
-            capacity = min(2 * capacity, context)
+            capacity = min(2 * capacity, plan.end)
             state = enlarged(state, model.init_state(StateSpec(slots=1, max_len=capacity)))
         state, history, token = advance(model, state, history, sampler, token, row(length), row(1))
+        yield int(token[0, 0])
 
 
 @partial(jax.jit, donate_argnums=1)
@@ -84,13 +102,13 @@ def bucket(size: int, least: int) -> int:
     return max(1 << (size - 1).bit_length(), least)
 
 
-def padded(tokens: Sequence[int]) -> tuple[np.ndarray, int]:
+def padded(tokens: Sequence[int]) -> tuple[jax.Array, int]:
     """Tokens as i32 [1, bucket], and how many are real."""
-    row = np.zeros((1, bucket(len(tokens), LEAST_CHUNK)), np.int32)
-    row[0, : len(tokens)] = tokens
-    return row, len(tokens)
+    array = np.zeros((1, bucket(len(tokens), LEAST_CHUNK)), np.int32)
+    array[0, : len(tokens)] = tokens
+    return host(array), len(tokens)
 
 
-def row(value: int) -> np.ndarray:
+def row(value: int) -> jax.Array:
     """i32 [1]."""
-    return np.array([value], np.int32)
+    return host(np.array([value], np.int32))

@@ -1,7 +1,8 @@
 """LM: a model and its tokenizer; what `minillm.load` returns."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,11 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from .chat import Message
-from .checkpoint import open_checkpoint
+from .checkpoint.loader import open_checkpoint
 from .checkpoint.pull import MODELS, pulled
 from .config import Config
 from .errors import UserError
-from .generate import bucket, generate_tokens
+from .generate import Plan, bucket, compile_ahead, generate_tokens
 from .model import Model
 from .sampling import new_sampler
 from .span import Span
@@ -40,21 +41,26 @@ class Completion:
     seed: int
 
 
-@dataclass(frozen=True)
 class LM:
-    """A language model: `generate`, `stream`, `logits`; tokenizer is None for a checkpoint without one."""
+    """A language model: `generate`, `stream`, `logits`; tokenizer is None for a checkpoint without one.
 
-    config: Config
-    model: Model
-    tokenizer: Tokenizer | None
+    Weights are read in the background, so that the first programs compile meanwhile; `model` waits for them.
+    `shapes` is the model with shapes in their place.
+    """
+
+    def __init__(self, config: Config, tokenizer: Tokenizer | None, shapes: Model, weights: Future[Model]):
+        self.config, self.tokenizer, self.shapes, self.weights = config, tokenizer, shapes, weights
+
+    @property
+    def model(self) -> Model:
+        """The model with its weights."""
+        return self.weights.result()
 
     def logits(self, tokens) -> np.ndarray:
         """Scores of the next token after each: tokens i32 [b, t] -> float32 [b, t, v]."""
         tokens = np.asarray(tokens)
         if tokens.ndim != 2 or tokens.dtype.kind not in "iu" or tokens.size == 0:
-            raise UserError(
-                f"tokens have shape {list(tokens.shape)} and dtype {tokens.dtype}, expected int [b, t]"
-            )
+            raise UserError(f"tokens have shape {list(tokens.shape)} and dtype {tokens.dtype}, expected int [b, t]")
         self._check_ids(tokens)
         b, t = tokens.shape
         row = np.zeros((b, bucket(t, 16)), np.int32)
@@ -129,9 +135,7 @@ class LM:
     def _check_ids(self, tokens: np.ndarray) -> None:
         bad = tokens[(tokens < 0) | (tokens >= self.config.v)]
         if bad.size:
-            raise UserError(
-                f"token id {bad.flat[0]} is outside the vocabulary, expected 0 to {self.config.v - 1}"
-            )
+            raise UserError(f"token id {bad.flat[0]} is outside the vocabulary, expected 0 to {self.config.v - 1}")
 
 
 class Stream:
@@ -147,19 +151,29 @@ class Stream:
         self.text, self.finish_reason = "", "interrupted"
         self.timings: dict[str, float | None] = {}
         self.pieces = self._run()
+        self.ready: str | None = None
+
+    def wait(self) -> None:
+        """Return once the first piece is there: everything is compiled and the prompt is read."""
+        if self.ready is None and not self.tokens:
+            self.ready = next(self.pieces, "")
+
+    def close(self) -> None:
+        """End the generation here."""
+        self.pieces.close()
 
     def __iter__(self) -> Iterator[str]:
-        return self.pieces
-
-    def __next__(self) -> str:
-        return next(self.pieces)
+        if self.ready is not None:
+            first, self.ready = self.ready, None
+            yield first
+        yield from self.pieces
 
     def completion(self) -> Completion:
         """The record of what has been generated so far."""
         seed = int(self.sampler.seed[0])
         return Completion(self.text, self.tokens, len(self.prompt), self.finish_reason, self.timings, seed)
 
-    def _run(self) -> Iterator[str]:
+    def _run(self) -> Generator[str]:
         tokenizer = self.lm.tokenizer
         ends = {*self.lm.config.eos, *(tokenizer.ends if tokenizer else ())}
         decoded, stops = tokenizer.stream() if tokenizer else None, StopFilter(self.stop)
@@ -186,20 +200,20 @@ class Stream:
 
     def _timed_tokens(self) -> Iterator[int]:
         """The tokens; timings are brought up to date before each is handed on."""
-        started, n, prompt = time.perf_counter(), 0, len(self.prompt)
+        lm, plan = self.lm, Plan.of(self.prompt, self.max_tokens, self.lm.config.context)
+        started, n = time.perf_counter(), 0
         first = first_compiled = 0.0
-        source = generate_tokens(
-            self.lm.model, self.prompt, self.sampler, self.max_tokens, self.lm.config.context
-        )
         with Programs() as programs:
-            for token in source:
+            if not lm.weights.done():
+                compile_ahead(lm.shapes, plan, self.sampler)
+            for token in generate_tokens(lm.model, plan, self.sampler):
                 now, n = time.perf_counter(), n + 1
                 if n == 1:
                     first, first_compiled = now, programs.seconds
                 decoding = now - first - (programs.seconds - first_compiled)
                 self.timings = {
                     "ttft_s": first - started,
-                    "prefill_tok_s": prompt / (first - started - first_compiled),
+                    "prefill_tok_s": len(self.prompt) / (first - started - first_compiled),
                     "decode_tok_s": (n - 1) / decoding if n > 1 else None,
                     "compile_s": programs.seconds,
                 }
@@ -213,11 +227,17 @@ def score(model: Model, tokens: jax.Array, n: jax.Array) -> jax.Array:
 
 
 def load(model: str | Path) -> LM:
-    """Open a model: a name that was pulled, a `.gguf` file, or a folder with config.json and safetensors."""
+    """Open a model: a name that was pulled, a `.gguf` file, or a folder with config.json and safetensors.
+
+    UserError if the files are not whole or not supported. Returns while the weights are still being read.
+    """
     keep_programs()
     checkpoint = open_checkpoint(find_model(model))
-    tokenizer = checkpoint.tokenizer()
-    return LM(checkpoint.config, checkpoint.model(), tokenizer)
+    shapes = checkpoint.shapes()
+    reader = ThreadPoolExecutor(1)
+    weights = reader.submit(checkpoint.model)
+    reader.shutdown(wait=False)
+    return LM(checkpoint.config, checkpoint.tokenizer(), shapes, weights)
 
 
 def find_model(model: str | Path) -> Path:

@@ -28,7 +28,7 @@ class Model:
         return tuple(block.init_state(spec) for block in self.blocks)
 
     def hidden(self, tokens: jax.Array, state: tuple | None, at: Span) -> tuple[jax.Array, tuple]:
-        """tokens i32 [b, t] -> what the head reads [b, t, d], and what the blocks propose to remember."""
+        """Tokens i32 [b, t] -> what the head reads [b, t, d], and what the blocks propose to remember."""
         x = self.embed.rows(tokens)
         pending = []
         for block, memory in zip(self.blocks, state or (None,) * len(self.blocks), strict=True):
@@ -37,18 +37,17 @@ class Model:
         return rms_norm(x, self.norm, self.eps), tuple(pending)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
-        """hidden [..., d] -> float32 [..., v]."""
+        """Hidden [..., d] -> float32 [..., v]."""
         head = self.embed.T if self.head is None else self.head
         return (hidden @ head).astype(jnp.float32)
 
     def __call__(self, tokens: jax.Array, state: tuple | None, at: Span) -> tuple[jax.Array, tuple]:
-        """tokens i32 [b, t] -> logits [b, t, v] and pending; state None scores whole sequences."""
+        """Tokens i32 [b, t] -> logits [b, t, v] and pending; state None scores whole sequences."""
         hidden, pending = self.hidden(tokens, state, at)
         return self.logits(hidden), pending
 
     def commit(self, pending: tuple, at: Span, keep: jax.Array, n_keep: jax.Array) -> tuple[Any, ...]:
         """Memory that has seen n_keep i32 [b] of the span's tokens, those at indices keep i32 [b, m]."""
         return tuple(
-            block.commit(proposed, at, keep, n_keep)
-            for block, proposed in zip(self.blocks, pending, strict=True)
+            block.commit(proposed, at, keep, n_keep) for block, proposed in zip(self.blocks, pending, strict=True)
         )

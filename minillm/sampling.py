@@ -23,6 +23,7 @@ from .ops import (
     scale_temperature,
 )
 from .span import Span
+from .xla import host
 
 
 @struct.dataclass
@@ -37,17 +38,18 @@ class History:
     prompt: jax.Array
 
     @staticmethod
-    def empty(prompt: np.ndarray, v: int) -> "History":
+    def empty(prompt: jax.Array, v: int) -> "History":
         """Nothing seen yet, prompts of lengths prompt i32 [b]."""
         shape = (len(prompt), v)
-        return History(np.zeros(shape, bool), np.zeros(shape, np.int32), prompt)  # type: ignore[arg-type]
+        return History(host(np.zeros(shape, bool)), host(np.zeros(shape, np.int32)), prompt)
 
     def observe(self, tokens: jax.Array, at: Span) -> "History":
         """Take in the tokens i32 [b, t] of a span."""
         row = jnp.arange(tokens.shape[0])[:, None]
         generated = at.valid & (at.pos >= self.prompt[:, None])
         seen = self.seen.at[row, tokens].max(at.valid)
-        return self.replace(seen=seen, counts=self.counts.at[row, tokens].add(generated.astype(jnp.int32)))
+        counts = self.counts.at[row, tokens].add(generated.astype(jnp.int32))
+        return History(seen, counts, self.prompt)
 
 
 @struct.dataclass
@@ -67,12 +69,11 @@ class Sampler:
     def penalises(self) -> bool:
         """Whether any stage needs a History."""
         return any(
-            stage is not None
-            for stage in (self.repeat_penalty, self.presence_penalty, self.frequency_penalty)
+            stage is not None for stage in (self.repeat_penalty, self.presence_penalty, self.frequency_penalty)
         )
 
     def __call__(self, logits: jax.Array, position: jax.Array, history: History | None) -> jax.Array:
-        """logits f32 [b, v], the positions i32 [b] to be filled -> tokens i32 [b]."""
+        """Logits f32 [b, v], the positions i32 [b] to be filled -> tokens i32 [b]."""
         logits = self.filtered(logits, history)
         if self.temperature is None:
             return jnp.argmax(logits, axis=-1).astype(jnp.int32)
@@ -120,20 +121,16 @@ def new_sampler(
     require(0 < top_p <= 1, "top_p", top_p, "above 0 and at most 1 (off)")
     require(0 <= min_p <= 1, "min_p", min_p, "0 (off) to 1")
     require(0 < repeat_penalty < math.inf, "repeat_penalty", repeat_penalty, "above 0; 1 is off")
-    require(
-        abs(presence_penalty) < math.inf, "presence_penalty", presence_penalty, "a finite number; 0 is off"
-    )
-    require(
-        abs(frequency_penalty) < math.inf, "frequency_penalty", frequency_penalty, "a finite number; 0 is off"
-    )
+    require(abs(presence_penalty) < math.inf, "presence_penalty", presence_penalty, "a finite number; 0 is off")
+    require(abs(frequency_penalty) < math.inf, "frequency_penalty", frequency_penalty, "a finite number; 0 is off")
     seed = secrets.randbits(32) if seed is None else seed
     require(0 <= seed < 2**32, "seed", seed, "0 to 4294967295")
     counted = presence_penalty != 0 or frequency_penalty != 0
 
-    def stage(value: float, active: bool, dtype=np.float32):
-        return np.array([value], dtype) if active else None
+    def stage(value: float, active: bool, dtype: type = np.float32):
+        return host(np.array([value], dtype)) if active else None
 
-    return Sampler(  # type: ignore[arg-type]
+    return Sampler(
         temperature=stage(temperature, temperature > 0),
         top_k=stage(min(top_k, 2**31 - 1), top_k > 0, np.int32),
         top_p=stage(top_p, top_p < 1),
@@ -141,7 +138,7 @@ def new_sampler(
         repeat_penalty=stage(repeat_penalty, repeat_penalty != 1),
         presence_penalty=stage(presence_penalty, counted),
         frequency_penalty=stage(frequency_penalty, counted),
-        seed=np.array([seed], np.uint32),
+        seed=host(np.array([seed], np.uint32)),
     )
 
 

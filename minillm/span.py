@@ -33,7 +33,7 @@ class Span:
 
     @staticmethod
     def chain(start, n, t: int, slot=None, pages=None, rewind: bool = False) -> "Span":
-        """t tokens a row, each following the one before; start and n are i32 [b]."""
+        """T tokens a row, each following the one before; start and n are i32 [b]."""
         pos = start[:, None] + jnp.arange(t, dtype=jnp.int32)
         return Span(slot, start, n, pos, None, pages, rewind)
 
@@ -45,7 +45,7 @@ class Span:
 
     @property
     def valid(self) -> jax.Array:
-        """bool [b, t]: which tokens are real."""
+        """Bool [b, t]: which tokens are real."""
         return jnp.arange(self.pos.shape[1]) < self.n[:, None]
 
     @property
@@ -63,7 +63,7 @@ class Span:
         return jnp.where(new < 0, row, jnp.where(new < self.pos.shape[1], drafted, -1))
 
     def row_mask(self, s: int) -> jax.Array | None:
-        """bool [b, t, s]: committed rows and the token's own ancestors; None for a chain, where order says it."""
+        """Bool [b, t, s]: committed rows and the token's own ancestors; None for a chain, where order says it."""
         if self.parent is None:
             return None
         t = self.pos.shape[1]
@@ -73,7 +73,7 @@ class Span:
 
 
 def ancestors(parent: jax.Array) -> jax.Array:
-    """bool [b, t, t]: whether token j is token i or one it follows. Parents come before their children."""
+    """Bool [b, t, t]: whether token j is token i or one it follows. Parents come before their children."""
     b, t = parent.shape
     line = jnp.zeros((b, t, t), bool)
     for i in range(t):

@@ -53,9 +53,7 @@ class Tokenizer:
         try:
             text.encode()
         except UnicodeEncodeError as error:
-            raise UserError(
-                f"text has a lone surrogate at character {error.start}, expected Unicode"
-            ) from None
+            raise UserError(f"text has a lone surrogate at character {error.start}, expected Unicode") from None
         self.backend.encode_special_tokens = not recognise
         return self.backend.encode(text, add_special_tokens=affixes).ids
 

@@ -4,28 +4,22 @@ Compiling takes seconds, so programs are kept in the user's cache folder and a s
 something compiled is a thing to watch: a decoder that compiles for every length is slow for no visible reason.
 """
 
-import os
 import time
 from collections.abc import Callable
-from pathlib import Path
+from typing import cast
 
 import jax
+import numpy as np
+
+from .folders import program_folder
 
 COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
 
 
-def cache_folder() -> Path:
-    """Where minillm keeps models and programs: $MINILLM_CACHE, or `minillm` in the user's cache folder."""
-    given = os.environ.get("MINILLM_CACHE")
-    if given:
-        return Path(given)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minillm"
-
-
 def keep_programs() -> None:
     """Keep compiled programs on disk, unless JAX has been told where to keep them."""
-    if jax.config.jax_compilation_cache_dir is None:
-        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
+    if jax.config.read("jax_compilation_cache_dir") is None:
+        jax.config.update("jax_compilation_cache_dir", str(program_folder()))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
@@ -54,10 +48,15 @@ class Programs:
         if event == COMPILE_EVENT and self.on_start:
             self.on_start()
 
-    def _ended(self, event: str, seconds: float, **details) -> None:
+    def _ended(self, event: str, duration_secs: float, **details) -> None:
         if event == COMPILE_EVENT:
             self.count += 1
-            self.seconds += seconds
+            self.seconds += duration_secs
+
+
+def host(array: np.ndarray) -> jax.Array:
+    """A NumPy array where a JAX one is asked for. It moves to the device on first use and compiles nothing."""
+    return cast(jax.Array, array)
 
 
 def memory_bandwidth() -> float:

@@ -79,9 +79,7 @@ def check(op: str, name: str, value: Any, contract: Contract, sizes: dict[str, t
     for letter, size in zip(dims, shape, strict=True):
         known, owner = sizes.setdefault(letter, (size, name))
         if size != known:
-            raise ValueError(
-                f"{op}: {name} {wanted} has {letter} = {size}, but {owner} has {letter} = {known}"
-            )
+            raise ValueError(f"{op}: {name} {wanted} has {letter} = {size}, but {owner} has {letter} = {known}")
     if contract.kind and not is_kind(value.dtype, contract.kind):
         raise ValueError(f"{op}: {name} {wanted} has dtype {value.dtype}, expected {contract.kind}")
 

@@ -51,12 +51,30 @@ GGUF_TENSORS = {
 # Frequencies that older files carry along and rope_theta says already; a head stored though it is tied.
 HARMLESS_TENSORS = ("model.layers.{i}.self_attn.rotary_emb.inv_freq", "lm_head.weight")
 
-HARMLESS_HF_FIELDS = """
-    _name_or_path architectures bos_token_id pad_token_id dtype torch_dtype initializer_range pretraining_tp
-    transformers_version use_cache attention_dropout is_llama_config rope_interleaved transformers.js_config
-    output_attentions output_hidden_states return_dict chunk_size_feed_forward is_encoder_decoder id2label label2id
-    problem_type
-""".split()
+HARMLESS_HF_FIELDS = [
+    "_name_or_path",
+    "architectures",
+    "bos_token_id",
+    "pad_token_id",
+    "dtype",
+    "torch_dtype",
+    "initializer_range",
+    "pretraining_tp",
+    "transformers_version",
+    "use_cache",
+    "attention_dropout",
+    "is_llama_config",
+    "rope_interleaved",
+    "transformers.js_config",
+    "output_attentions",
+    "output_hidden_states",
+    "return_dict",
+    "chunk_size_feed_forward",
+    "is_encoder_decoder",
+    "id2label",
+    "label2id",
+    "problem_type",
+]
 
 HARMLESS_GGUF_FIELDS = ("vocab_size",)  # the embedding's shape is what counts
 

@@ -37,7 +37,7 @@ class Attention:
         q, k, v = jnp.split(qkv.reshape(b, t, -1, self.k), (self.h, self.h + self.g), axis=2)
         freqs = jnp.asarray(rope_frequencies(self.k, self.rope_theta))
         q, k = apply_rope(q, at.pos, freqs), apply_rope(k, at.pos, freqs)
-        memory = (Transient() if state is None else state).append(k, v, at)
+        memory = Transient(k, v) if state is None else state.append(k, v, at)
         y, _ = memory.attend(q, at)
         return x + y.reshape(b, t, -1) @ self.out, None if state is None else memory
 

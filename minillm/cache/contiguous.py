@@ -3,8 +3,8 @@
 A span's keys and values are written past the committed length, so keeping a prefix of a chain needs no work at
 all: the next span simply starts there. Keeping one path of a draft tree moves that path's rows together.
 
-Decoding reads the whole memory once a step, so the layout follows the reads: values lie [s, k] for the
-weighted sum, keys lie [k, s] for the scores.
+Decoding reads the whole memory once a step, so the layout follows the reads: the rows of one KV head lie
+together, which makes both products of attention plain batched matrix products without a copy.
 """
 
 import jax
@@ -14,19 +14,21 @@ from flax import struct
 
 from ..ops import naive_attention
 from ..span import Span
+from ..xla import host
 
 
 @struct.dataclass
 class Contiguous:
-    """keys [slots, g, k, s] and values [slots, g, s, k]."""
+    """keys and values [slots, g, s, k]."""
 
     keys: jax.Array
     values: jax.Array
 
     @staticmethod
     def empty(slots: int, s: int, g: int, k: int, dtype) -> "Contiguous":
-        """Zeros from NumPy, so that making a memory compiles nothing."""
-        return Contiguous(np.zeros((slots, g, k, s), dtype), np.zeros((slots, g, s, k), dtype))  # type: ignore[arg-type]
+        """A memory in which nothing is written yet."""
+        shape = (slots, g, s, k)
+        return Contiguous(host(np.zeros(shape, dtype)), host(np.zeros(shape, dtype)))
 
     def append(self, k: jax.Array, v: jax.Array, at: Span) -> "Contiguous":
         """Write k and v [b t g k] to rows start … start + n - 1; padding is not written."""
@@ -34,10 +36,10 @@ class Contiguous:
         return self._write(rows, k, v, at)
 
     def attend(self, q: jax.Array, at: Span, **options) -> tuple[jax.Array, jax.Array]:
-        """q [b t h k] -> y [b t h k], lse [b t h]; options as in `ops.naive_attention`."""
+        """Q [b t h k] -> y [b t h k], lse [b t h]; options as in `ops.naive_attention`."""
         keys = self.keys if at.slot is None else self.keys[at.slot]
         values = self.values if at.slot is None else self.values[at.slot]
-        return attend_rows(q, jnp.moveaxis(keys, 3, 1), jnp.moveaxis(values, 2, 1), at, **options)
+        return attend_rows(q, jnp.moveaxis(keys, 2, 1), jnp.moveaxis(values, 2, 1), at, **options)
 
     def commit(self, at: Span, keep: jax.Array, n_keep: jax.Array) -> "Contiguous":
         """Keep n_keep [b] tokens, those at indices keep [b m] of the span."""
@@ -45,7 +47,7 @@ class Contiguous:
             return self
         slot = slots(at)[:, None]
         source = at.start[:, None] + keep
-        k, v = self.keys[slot, :, :, source], self.values[slot, :, source]  # b m g k
+        k, v = self.keys[slot, :, source], self.values[slot, :, source]  # b m g k
         kept = jnp.arange(keep.shape[1]) < n_keep[:, None]
         rows = jnp.where(kept, at.start[:, None] + jnp.arange(keep.shape[1]), self.values.shape[2])
         return self._write(rows, k, v, at)
@@ -53,7 +55,7 @@ class Contiguous:
     def _write(self, rows: jax.Array, k: jax.Array, v: jax.Array, at: Span) -> "Contiguous":
         """Write k and v [b t g k] to rows [b t]; rows past the end are dropped."""
         slot = slots(at)[:, None]
-        keys = self.keys.at[slot, :, :, rows].set(k.astype(self.keys.dtype), mode="drop")
+        keys = self.keys.at[slot, :, rows].set(k.astype(self.keys.dtype), mode="drop")
         values = self.values.at[slot, :, rows].set(v.astype(self.values.dtype), mode="drop")
         return Contiguous(keys, values)
 

@@ -11,6 +11,7 @@ import numpy as np
 from flax import struct
 
 from ..span import Span
+from ..xla import host
 from .contiguous import attend_rows
 
 
@@ -23,9 +24,9 @@ class Paged:
 
     @staticmethod
     def empty(n_pages: int, page_size: int, g: int, k: int, dtype) -> "Paged":
-        """Zeros from NumPy, so that making a memory compiles nothing."""
+        """A memory in which nothing is written yet."""
         shape = (n_pages, page_size, g, k)
-        return Paged(np.zeros(shape, dtype), np.zeros(shape, dtype))  # type: ignore[arg-type]
+        return Paged(host(np.zeros(shape, dtype)), host(np.zeros(shape, dtype)))
 
     def append(self, k: jax.Array, v: jax.Array, at: Span) -> "Paged":
         """Write k and v [b t g k] to rows start … start + n - 1; padding is not written."""
@@ -33,7 +34,7 @@ class Paged:
         return self._write(page, row, k, v)
 
     def attend(self, q: jax.Array, at: Span, **options) -> tuple[jax.Array, jax.Array]:
-        """q [b t h k] -> y [b t h k], lse [b t h]; options as in `ops.naive_attention`."""
+        """Q [b t h k] -> y [b t h k], lse [b t h]; options as in `ops.naive_attention`."""
         table = table_of(at)
         b, s = table.shape[0], table.shape[1] * self.keys.shape[1]
         k, v = (memory[table].reshape(b, s, *memory.shape[2:]) for memory in (self.keys, self.values))

@@ -11,14 +11,10 @@ from ..span import Span
 class Transient:
     """The span's own keys and values [b t g k], while its forward lasts."""
 
-    keys: jax.Array | None = None
-    values: jax.Array | None = None
-
-    def append(self, k: jax.Array, v: jax.Array, at: Span) -> "Transient":
-        """Hold k and v [b t g k]."""
-        return Transient(k, v)
+    keys: jax.Array
+    values: jax.Array
 
     def attend(self, q: jax.Array, at: Span, **options) -> tuple[jax.Array, jax.Array]:
-        """q [b t h k] -> y [b t h k], lse [b t h]; options as in `ops.naive_attention`."""
+        """Q [b t h k] -> y [b t h k], lse [b t h]; options as in `ops.naive_attention`."""
         pos = at.query_pos
         return naive_attention(q, self.keys, self.values, q_pos=pos, k_pos=pos, return_lse=True, **options)

@@ -19,6 +19,7 @@ from .source import Index, missing
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 STRING, ARRAY = 8, 9
 SMALLEST = {STRING: 8} | {kind: struct.calcsize("<" + code) for kind, code in SCALARS.items()}
+PIECE = 1 << 18  # values decoded at once: more would fall out of the cache
 TENSOR_RECORD = 8 + 4 + 4 + 8  # the least a tensor takes in the table: name length, rank, type, offset
 
 
@@ -67,16 +68,28 @@ class GGUF:
     def read(self, name: str, index: Index = ()) -> np.ndarray:
         shape, kind, offset, nbytes = self._record(name)
         row_bytes = nbytes // shape[0]
-        first, last, _ = (index[0] if index and len(shape) > 1 else slice(None)).indices(shape[0])
+        if len(shape) == 1:
+            stored = np.frombuffer(self.bytes, np.uint8, nbytes, offset)
+            return decode(stored.reshape(-1, kind.size), kind).reshape(shape)[index]
+        first, last, _ = (*index, slice(None))[0].indices(shape[0])
         last = max(first, last)
         stored = np.frombuffer(self.bytes, np.uint8, (last - first) * row_bytes, offset + first * row_bytes)
-        rows = kind.decode(stored.reshape(-1, kind.size)).reshape(last - first, *shape[1:])
-        return rows[(slice(None), *index[1:])] if len(shape) > 1 else rows[index]
+        rows = decode(stored.reshape(-1, kind.size), kind).reshape(last - first, *shape[1:])
+        return rows[(slice(None), *index[1:])]
 
     def _record(self, name: str) -> Record:
         if name not in self.tensors:
             raise missing(self.where, name)
         return self.tensors[name]
+
+
+def decode(blocks: np.ndarray, kind: GGUFType) -> np.ndarray:
+    """uint8 [blocks, size] -> float32 [blocks, values], a cache-sized piece at a time."""
+    out = np.empty((len(blocks), kind.values), np.float32)
+    step = max(PIECE // kind.values, 1)
+    for first in range(0, len(blocks), step):
+        out[first : first + step] = kind.decode(blocks[first : first + step])
+    return out
 
 
 class Cursor:

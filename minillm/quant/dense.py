@@ -30,7 +30,7 @@ class Dense:
         return Dense(self.array, not self.transposed)
 
     def __rmatmul__(self, x: jax.Array) -> jax.Array:
-        """x [..., in] @ self -> [..., out] in x's dtype, summed in float32 or wider."""
+        """X [..., in] @ self -> [..., out] in x's dtype, summed in float32 or wider."""
         if x.shape[-1] != self.shape[0]:
             raise ValueError(f"Dense: x has {x.shape[-1]} columns, but the weight is {list(self.shape)}")
         contracted = 1 if self.transposed else 0
@@ -43,7 +43,7 @@ class Dense:
         return y.astype(x.dtype).reshape(*x.shape[:-1], self.shape[1])
 
     def rows(self, ids: jax.Array) -> jax.Array:
-        """ids [...] -> [..., out]; an id out of range gives NaN."""
+        """Ids [...] -> [..., out]; an id out of range gives NaN."""
         return jnp.take(self.dense(), ids, axis=0, mode="fill")
 
     def dense(self) -> jax.Array:

@@ -5,15 +5,15 @@ see takes no part at all: its score becomes -inf and its value 0 by `where`, bec
 that was never written may hold anything.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
 from ..shapes import shaped
 
 
-@shaped(
-    "q: b t h k float, k: b s g k float, v: b s g k float, q_pos: b t int, k_pos: b s int, mask: b t s bool"
-)
+@shaped("q: b t h k float, k: b s g k float, v: b s g k float, q_pos: b t int, k_pos: b s int, mask: b t s bool")
 def naive_attention(
     q: jax.Array,
     k: jax.Array,
@@ -25,7 +25,7 @@ def naive_attention(
     causal: bool = True,
     scale: float | None = None,
     return_lse: bool = False,
-):
+) -> Any:
     """Arguments and result as in `attention_ref`; y in q's dtype, softmax and lse in float32 or wider.
 
     ValueError if h is not a multiple of g, or if q_pos is left out with t > s.
@@ -48,6 +48,7 @@ def naive_attention(
         visible &= mask
     visible = visible[:, None, None]  # b 1 1 t s, for every g and r
 
+    k, v = (jnp.where(real[:, :, None, None], x, 0) for x in (k, v))
     q = (q * jnp.asarray(scale, q.dtype)).reshape(b, t, g, r, width)
     scores = jnp.einsum("btgrk,bsgk->bgrts", q, k, preferred_element_type=wide)
     scores = jnp.where(visible, scores, -jnp.inf)
@@ -55,7 +56,6 @@ def naive_attention(
     weights = jnp.exp(scores - jnp.where(peak == -jnp.inf, 0, peak))
     total = jnp.sum(weights, axis=-1)  # b g r t
 
-    v = jnp.where(real[:, :, None, None], v, 0)
     y = jnp.einsum("bgrts,bsgk->bgrtk", weights.astype(v.dtype), v, preferred_element_type=wide)
     y = y / jnp.where(total == 0, 1, total)[..., None]
     y = jnp.moveaxis(y, 3, 1).reshape(b, t, h, width).astype(q.dtype)

@@ -1,1 +1,1 @@
-"""Number formats as bytes on disk: `ref.py` decodes one block as its layout reads, `gguf.py` whole tensors."""
+"""Number formats as bytes on disk: `ref.py` decodes a block as its layout reads, `gguf.py` a tensor."""

@@ -52,22 +52,20 @@ def keep_min_p(logits: jax.Array, p: jax.Array) -> jax.Array:
 
 @shaped("logits: b v float, seen: b v bool, penalty: b float")
 def penalise_repetition(logits: jax.Array, seen: jax.Array, penalty: jax.Array) -> jax.Array:
-    """Shrink the logits [b v] of tokens seen [b v] by penalty [b]: positive ones divided, others multiplied."""
+    """Shrink logits [b v] of tokens seen [b v]: positive ones divided by penalty [b], others multiplied."""
     shrunk = jnp.where(logits > 0, logits / penalty[:, None], logits * penalty[:, None])
     return jnp.where(seen, shrunk, logits)
 
 
 @shaped("logits: b v float, counts: b v int, presence: b float, frequency: b float")
-def penalise_counts(
-    logits: jax.Array, counts: jax.Array, presence: jax.Array, frequency: jax.Array
-) -> jax.Array:
+def penalise_counts(logits: jax.Array, counts: jax.Array, presence: jax.Array, frequency: jax.Array) -> jax.Array:
     """Subtract presence [b] once and frequency [b] per occurrence where counts [b v] > 0."""
     cost = presence[:, None] + frequency[:, None] * counts.astype(logits.dtype)
     return jnp.where(counts > 0, logits - cost, logits)
 
 
 def ordered_bits(x: jax.Array) -> jax.Array:
-    """Float32 -> int32 with the same order: a negative float's bits grow as it falls, so they are mirrored."""
+    """Float32 -> int32 in the same order: a negative float's bits grow as it falls, so they are mirrored."""
     bits = jax.lax.bitcast_convert_type(x.astype(jnp.float32) + 0.0, jnp.int32)  # + 0.0 turns -0 into 0
     return jnp.where(bits >= 0, bits, jnp.iinfo(jnp.int32).min - bits)
 

@@ -29,7 +29,7 @@ def keep_top_k_ref(logits: np.ndarray, k: np.ndarray) -> np.ndarray:
 
 
 def keep_top_p_ref(logits: np.ndarray, p: np.ndarray) -> np.ndarray:
-    """Keep the likeliest tokens of logits [b v] until their probability reaches p [b], and equals of the last."""
+    """Keep the likeliest of logits [b v] until their probability reaches p [b], and equals of the last."""
     y = np.array(logits, np.float64)
     for row in range(len(y)):
         probability = softmax_ref(y[row])
@@ -52,7 +52,7 @@ def keep_min_p_ref(logits: np.ndarray, p: np.ndarray) -> np.ndarray:
 
 
 def penalise_repetition_ref(logits: np.ndarray, seen: np.ndarray, penalty: np.ndarray) -> np.ndarray:
-    """Shrink the logits [b v] of tokens seen [b v]: divide positive ones by penalty [b], multiply the others."""
+    """Shrink logits [b v] of tokens seen [b v]: positive ones divided by penalty [b], others multiplied."""
     y = np.array(logits, np.float64)
     for row, token in zip(*np.nonzero(seen), strict=True):
         y[row, token] *= 1 / penalty[row] if y[row, token] > 0 else penalty[row]
@@ -62,7 +62,7 @@ def penalise_repetition_ref(logits: np.ndarray, seen: np.ndarray, penalty: np.nd
 def penalise_counts_ref(
     logits: np.ndarray, counts: np.ndarray, presence: np.ndarray, frequency: np.ndarray
 ) -> np.ndarray:
-    """Subtract from logits [b v] presence [b] once, and frequency [b] times counts [b v], where counts > 0."""
+    """Subtract from logits [b v] presence [b] once and frequency [b] times counts [b v], if counts > 0."""
     y = np.array(logits, np.float64)
     for row, token in np.ndindex(*y.shape):
         if counts[row, token] > 0:

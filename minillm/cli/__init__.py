@@ -1,0 +1,51 @@
+"""The command line: one file a command, found by name and imported only when it runs."""
+
+import importlib
+import pkgutil
+import sys
+
+import click
+
+from .. import __version__
+from ..errors import UserError
+
+DOORS = """\
+minillm: LLM inference, small enough to read
+
+  learn   read ops/ and minillm/ in the order the README gives; `python -c "from minillm import ops; help(ops)"`
+  run     minillm pull smollm2-135m
+          minillm generate --model smollm2-135m "The capital of France is"
+  judge   hold a kernel against its float64 definition: minillm.ops, e.g. naive_attention and attention_ref
+
+minillm --help lists the commands.
+"""
+
+
+class Commands(click.Group):
+    """The modules of this package as commands; a UserError ends one with a line and exit code 2."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name != "terminal")
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in self.list_commands(ctx):
+            return None
+        return importlib.import_module(f".{cmd_name}", __name__).command
+
+    def invoke(self, ctx: click.Context):
+        try:
+            return super().invoke(ctx)
+        except UserError as error:
+            click.echo(f"minillm: {error}", err=True)
+            sys.exit(2)
+        except KeyboardInterrupt:
+            sys.exit(130)
+
+
+@click.group(cls=Commands, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__)
+@click.pass_context
+def main(ctx: click.Context) -> None:
+    """LLM inference, small enough to read."""
+    if ctx.invoked_subcommand is None:
+        click.echo(DOORS, nl=False)

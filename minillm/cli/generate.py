@@ -1,0 +1,125 @@
+"""`minillm generate`: continue a prompt."""
+
+import dataclasses
+import gc
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..errors import UserError
+from ..folders import program_folder
+from .terminal import interactive, printable, status
+
+if TYPE_CHECKING:
+    from ..lm import LM, Completion, Stream
+
+
+@click.command("generate")
+@click.argument("prompt", required=False)
+@click.option("--model", required=True, help="A name, a .gguf file, or a folder with config.json + safetensors.")
+@click.option("--max-tokens", default=128, show_default=True, help="Stop after this many.")
+@click.option("--temperature", default=0.7, show_default=True, help="0 always takes the likeliest token.")
+@click.option("--top-k", default=0, help="Keep the k likeliest tokens; 0 is off.")
+@click.option("--top-p", default=1.0, help="Keep the likeliest tokens up to this probability; 1 is off.")
+@click.option("--min-p", default=0.0, help="Keep tokens at least this likely, relative to the best; 0 is off.")
+@click.option("--repeat-penalty", default=1.0, help="Above 1 discourages tokens already there; 1 is off.")
+@click.option("--seed", type=int, help="Draw the same text again; --json shows the seed of a run.")
+@click.option("--stop", multiple=True, help="End before this text; may be given more than once.")
+@click.option("--chat", is_flag=True, help="Put PROMPT into the checkpoint's own chat template.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
+@click.option("--stats", is_flag=True, help="Show speed against this machine's memory bandwidth.")
+def command(prompt: str | None, model: str, as_json: bool, stats: bool, chat: bool, **options: Any) -> None:
+    r"""Continue PROMPT, or standard input if it is - or left out.
+
+    \b
+    Examples:
+      minillm generate --model smollm2-135m "The capital of France is"
+      minillm generate --model smollm2-135m --chat "Name three colours." --temperature 0
+    """
+    gc.disable()  # a short-lived process: looking for cycles while reading a vocabulary takes 0.3 s
+    text = read_prompt(prompt)
+    shown = interactive() and not as_json
+    if shown:
+        click.echo(click.style(printable(text), dim=True), nl=False)
+    lm, stream = start(text, model, chat, options)
+    try:
+        for piece in stream:
+            if not as_json:
+                click.echo(printable(piece) if shown else piece, nl=False)
+    except KeyboardInterrupt:
+        stream.close()
+    completion = stream.completion()
+    if as_json:
+        click.echo(json.dumps(flat(completion), ensure_ascii=False))
+    else:
+        click.echo()
+    if shown:
+        click.echo(click.style(closing_line(completion), dim=True), err=True)
+    if stats:
+        click.echo(statistics(lm, completion), err=True)
+    if completion.finish_reason == "interrupted":
+        sys.exit(130)
+
+
+def read_prompt(prompt: str | None) -> str:
+    """The prompt, from standard input if it is `-` or missing; UserError if it is not UTF-8."""
+    if prompt is None and sys.stdin.isatty():
+        raise UserError('there is no prompt; give one, as in: minillm generate --model MODEL "Once upon a time"')
+    if prompt not in (None, "-"):
+        return prompt
+    raw = sys.stdin.buffer.read()
+    try:
+        return raw.decode()
+    except UnicodeDecodeError as error:
+        raise UserError(f"standard input is not UTF-8: byte {error.start} is {raw[error.start]:#04x}") from None
+
+
+def start(prompt: str, model: str, chat: bool, options: dict[str, Any]) -> "tuple[LM, Stream]":
+    """Load the model and generate the first piece of text, telling a terminal what takes the time."""
+    programs = program_folder()
+    first_run = not programs.is_dir() or not any(programs.iterdir())
+    with status("compiling (first run only)" if first_run else f"loading {model}"):
+        from ..lm import load
+
+        lm = load(model)
+        ids = lm.chat_ids([{"role": "user", "content": prompt}]) if chat else prompt
+        stream = lm.stream(ids, **options)
+        stream.wait()
+    return lm, stream
+
+
+def flat(completion: "Completion") -> dict[str, Any]:
+    """The completion as one level of JSON."""
+    fields = dataclasses.asdict(completion)
+    return fields | fields.pop("timings")
+
+
+def closing_line(completion: "Completion") -> str:
+    """One line on how it went and what to try next."""
+    speed = completion.timings.get("decode_tok_s")
+    rate = f", {speed:.0f} tokens/s" if speed else ""
+    return f"{len(completion.tokens)} tokens{rate}; try --chat, --stats or --temperature 0"
+
+
+def statistics(lm: "LM", completion: "Completion") -> str:
+    """Speed, and how much of the memory's bandwidth decoding used: each token reads every weight once."""
+    import jax
+
+    from ..xla import memory_bandwidth
+
+    timings = completion.timings
+    lines = [f"{name:<16}{value:.3f}" for name, value in timings.items() if value is not None]
+    speed = timings.get("decode_tok_s")
+    if speed:
+        read = sum(leaf.nbytes for leaf in jax.tree.leaves(lm.model))
+        if lm.model.head is not None:  # of an embedding that is not the head too, one row is read
+            read -= sum(leaf.nbytes for leaf in jax.tree.leaves(lm.model.embed))
+        best = memory_bandwidth()
+        achieved = read * speed
+        lines.append(
+            f"{'weights read':<16}{achieved / 1e9:.1f} GB/s, {achieved / best:.0%} of the {best / 1e9:.1f} GB/s "
+            "measured here"
+        )
+    return "\n".join(lines)

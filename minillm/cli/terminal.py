@@ -1,0 +1,30 @@
+"""What a person at a terminal sees beside the text itself."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+
+def interactive() -> bool:
+    """Whether both text and notes go to a terminal."""
+    return sys.stdout.isatty() and sys.stderr.isatty()
+
+
+@contextmanager
+def status(text: str) -> Iterator[Callable[[str], None]]:
+    """A spinner with a line of text while something takes time; yields a function that changes the text.
+
+    Nothing is shown when output is not a terminal.
+    """
+    if not interactive():
+        yield lambda text: None
+        return
+    from rich.console import Console  # imported late: piped runs need none of it
+
+    with Console(stderr=True).status(f"[dim]{text}[/dim]", spinner="dots") as spinner:
+        yield lambda text: spinner.update(f"[dim]{text}[/dim]")
+
+
+def printable(text: str) -> str:
+    """Text without the control characters that could steer a terminal; line breaks and tabs stay."""
+    return "".join(c for c in text if c in "\n\t" or (ord(c) >= 32 and not 127 <= ord(c) < 160))

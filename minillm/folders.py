@@ -1,0 +1,22 @@
+"""Where things are kept on this machine: models that were pulled, programs that were compiled."""
+
+import os
+from pathlib import Path
+
+
+def cache_folder() -> Path:
+    """$MINILLM_CACHE, or `minillm` in the user's cache folder."""
+    given = os.environ.get("MINILLM_CACHE")
+    if given:
+        return Path(given)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minillm"
+
+
+def model_folder() -> Path:
+    """Pulled models."""
+    return cache_folder() / "models"
+
+
+def program_folder() -> Path:
+    """Compiled programs."""
+    return cache_folder() / "xla"
