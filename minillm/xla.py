@@ -18,7 +18,7 @@ COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
 
 def keep_programs() -> None:
     """Keep compiled programs on disk, unless JAX has been told where to keep them."""
-    if jax.config.read("jax_compilation_cache_dir") is None:
+    if jax.config.values["jax_compilation_cache_dir"] is None:
         jax.config.update("jax_compilation_cache_dir", str(program_folder()))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

@@ -46,7 +46,7 @@ class GGUF:
         magic, version = cursor.take(4, "magic"), cursor.number("I", "version")
         if magic != b"GGUF" or version not in (2, 3):
             raise UserError(
-                f"{path}: starts with {magic!r}, version {version}; expected a little-endian GGUF file, version 2 or 3"
+                f"{path}: starts with {magic!r}, version {version}; expected little-endian GGUF, version 2 or 3"
             )
         n_tensors = cursor.count(TENSOR_RECORD, "tensor count")
         n_entries = cursor.count(8 + 4 + 1, "metadata count")
