@@ -39,10 +39,10 @@ def advance(
     b, t = tokens.shape
     at = Span.chain(start, n, t)
     hidden, pending = model.hidden(tokens, state, at)
-    state = model.commit(pending, at, keep=jnp.broadcast_to(jnp.arange(t), (b, t)), n_keep=n)
+    state = model.commit(pending, at, keep=jnp.broadcast_to(jnp.arange(t, dtype=jnp.int32), (b, t)), n_keep=n)
     if history is not None:
         history = history.observe(tokens, at)
-    logits = model.logits(hidden[jnp.arange(b), n - 1])
+    logits = model.logits(hidden[jnp.arange(b, dtype=jnp.int32), n - 1])
     return state, history, sampler(logits, start + n, history)[:, None]
 
 

@@ -45,7 +45,7 @@ class History:
 
     def observe(self, tokens: jax.Array, at: Span) -> "History":
         """Take in the tokens i32 [b, t] of a span."""
-        row = jnp.arange(tokens.shape[0])[:, None]
+        row = jnp.arange(tokens.shape[0], dtype=jnp.int32)[:, None]
         generated = at.valid & (at.pos >= self.prompt[:, None])
         seen = self.seen.at[row, tokens].max(at.valid)
         counts = self.counts.at[row, tokens].add(generated.astype(jnp.int32))

@@ -46,7 +46,7 @@ class Span:
     @property
     def valid(self) -> jax.Array:
         """Bool [b, t]: which tokens are real."""
-        return jnp.arange(self.pos.shape[1]) < self.n[:, None]
+        return jnp.arange(self.pos.shape[1], dtype=jnp.int32) < self.n[:, None]
 
     @property
     def query_pos(self) -> jax.Array:
@@ -67,7 +67,7 @@ class Span:
         if self.parent is None:
             return None
         t = self.pos.shape[1]
-        new = jnp.arange(s)[None] - self.start[:, None]  # b s
+        new = jnp.arange(s, dtype=jnp.int32)[None] - self.start[:, None]  # b s
         kin = jnp.take_along_axis(ancestors(self.parent), jnp.clip(new, 0, t - 1)[:, None, :], axis=2)
         return (new < 0)[:, None, :] | ((new < t)[:, None, :] & kin)
 

@@ -24,7 +24,7 @@ def rms_norm_ref(x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
 @shaped("x: ... d float, weight: d float")
 def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
     """X [... d], weight [d] -> [... d] in x's dtype; the mean square is taken in float32 or wider."""
-    wide = jnp.promote_types(x.dtype, jnp.float32)
+    wide = np.promote_types(x.dtype, np.float32)
     x_wide = x.astype(wide)
     scale = jax.lax.rsqrt(jnp.mean(jnp.square(x_wide), axis=-1, keepdims=True) + eps)
     return (x_wide * scale * weight.astype(wide)).astype(x.dtype)

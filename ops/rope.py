@@ -52,7 +52,7 @@ def apply_rope(x: jax.Array, pos: jax.Array, freqs: jax.Array, layout: Layout = 
     half = freqs.shape[0]
     if 2 * half > x.shape[-1]:
         raise ValueError(f"apply_rope: freqs [j] has j = {half}, more than half of x's k = {x.shape[-1]}")
-    wide = jnp.promote_types(x.dtype, jnp.float32)
+    wide = np.promote_types(x.dtype, np.float32)
     angle = pos.astype(wide)[:, :, None, None] * jnp.asarray(freqs, wide)  # b t 1 k/2
     cos, sin = jnp.cos(angle), jnp.sin(angle)
     turned, rest = x[..., : 2 * half].astype(wide), x[..., 2 * half :]

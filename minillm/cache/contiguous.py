@@ -32,7 +32,9 @@ class Contiguous:
 
     def append(self, k: jax.Array, v: jax.Array, at: Span) -> "Contiguous":
         """Write k and v [b t g k] to rows start … start + n - 1; padding is not written."""
-        rows = jnp.where(at.valid, at.start[:, None] + jnp.arange(k.shape[1]), self.values.shape[2])
+        rows = jnp.where(
+            at.valid, at.start[:, None] + jnp.arange(k.shape[1], dtype=jnp.int32), self.values.shape[2]
+        )
         return self._write(rows, k, v, at)
 
     def attend(self, q: jax.Array, at: Span, **options) -> tuple[jax.Array, jax.Array]:
@@ -48,8 +50,8 @@ class Contiguous:
         slot = slots(at)[:, None]
         source = at.start[:, None] + keep
         k, v = self.keys[slot, :, source], self.values[slot, :, source]  # b m g k
-        kept = jnp.arange(keep.shape[1]) < n_keep[:, None]
-        rows = jnp.where(kept, at.start[:, None] + jnp.arange(keep.shape[1]), self.values.shape[2])
+        kept = jnp.arange(keep.shape[1], dtype=jnp.int32) < n_keep[:, None]
+        rows = jnp.where(kept, at.start[:, None] + jnp.arange(keep.shape[1], dtype=jnp.int32), self.values.shape[2])
         return self._write(rows, k, v, at)
 
     def _write(self, rows: jax.Array, k: jax.Array, v: jax.Array, at: Span) -> "Contiguous":
@@ -62,7 +64,7 @@ class Contiguous:
 
 def slots(at: Span) -> jax.Array:
     """i32 [b]: the slot of each row, spelled out."""
-    return jnp.arange(at.start.shape[0]) if at.slot is None else at.slot
+    return jnp.arange(at.start.shape[0], dtype=jnp.int32) if at.slot is None else at.slot
 
 
 def attend_rows(q: jax.Array, k: jax.Array, v: jax.Array, at: Span, **options):

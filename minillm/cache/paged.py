@@ -30,7 +30,7 @@ class Paged:
 
     def append(self, k: jax.Array, v: jax.Array, at: Span) -> "Paged":
         """Write k and v [b t g k] to rows start … start + n - 1; padding is not written."""
-        page, row = self._places(at.start[:, None] + jnp.arange(k.shape[1]), at.valid, at)
+        page, row = self._places(at.start[:, None] + jnp.arange(k.shape[1], dtype=jnp.int32), at.valid, at)
         return self._write(page, row, k, v)
 
     def attend(self, q: jax.Array, at: Span, **options) -> tuple[jax.Array, jax.Array]:
@@ -44,10 +44,10 @@ class Paged:
         """Keep n_keep [b] tokens, those at indices keep [b m] of the span."""
         if at.parent is None:
             return self
-        kept = jnp.arange(keep.shape[1]) < n_keep[:, None]
+        kept = jnp.arange(keep.shape[1], dtype=jnp.int32) < n_keep[:, None]
         page, row = self._places(at.start[:, None] + keep, kept, at)
         k, v = self.keys[page, row], self.values[page, row]
-        page, row = self._places(at.start[:, None] + jnp.arange(keep.shape[1]), kept, at)
+        page, row = self._places(at.start[:, None] + jnp.arange(keep.shape[1], dtype=jnp.int32), kept, at)
         return self._write(page, row, k, v)
 
     def _places(self, rows: jax.Array, real: jax.Array, at: Span) -> tuple[jax.Array, jax.Array]:

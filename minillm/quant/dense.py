@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 
@@ -38,7 +39,7 @@ class Dense:
             x.reshape(-1, x.shape[-1]),
             self.array.astype(x.dtype),
             (((1,), (contracted,)), ((), ())),
-            preferred_element_type=jnp.promote_types(x.dtype, jnp.float32),
+            preferred_element_type=np.promote_types(x.dtype, np.float32),
         )
         return y.astype(x.dtype).reshape(*x.shape[:-1], self.shape[1])
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ..shapes import shaped
 
@@ -35,10 +36,10 @@ def naive_attention(
         raise ValueError(f"naive_attention: q has h = {h} heads, not a multiple of k's g = {g}")
     if q_pos is None and t > s:
         raise ValueError(f"naive_attention: q has t = {t} > s = {s}; say where the queries stand with q_pos")
-    r, wide = h // g, jnp.promote_types(q.dtype, jnp.float32)
+    r, wide = h // g, np.promote_types(q.dtype, np.float32)
     scale = width**-0.5 if scale is None else scale
-    q_pos = jnp.broadcast_to(jnp.arange(s - t, s), (b, t)) if q_pos is None else q_pos
-    k_pos = jnp.broadcast_to(jnp.arange(s), (b, s)) if k_pos is None else k_pos
+    q_pos = jnp.broadcast_to(jnp.arange(s - t, s, dtype=jnp.int32), (b, t)) if q_pos is None else q_pos
+    k_pos = jnp.broadcast_to(jnp.arange(s, dtype=jnp.int32), (b, s)) if k_pos is None else k_pos
 
     real = k_pos >= 0  # b s
     visible = real[:, None, :] & (q_pos >= 0)[:, :, None]  # b t s

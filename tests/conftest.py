@@ -1,0 +1,33 @@
+"""What every test runs under: strict promotion, exact products, no surprises from hypothesis."""
+
+import os
+
+import hypothesis
+import jax
+import pytest
+
+hypothesis.settings.register_profile("minillm", deadline=None, derandomize=True, database=None)
+hypothesis.settings.load_profile("minillm")
+
+
+@pytest.fixture(autouse=True)
+def _strict():
+    """No silent widening, and products as exact as the dtype allows."""
+    with jax.numpy_dtype_promotion("strict"), jax.default_matmul_precision("highest"):
+        yield
+
+
+@pytest.fixture(scope="session")
+def smollm2():
+    """SmolLM2-135M, the real model; pulled once. Without a network a developer's tests of it are skipped."""
+    import minillm
+    from minillm.checkpoint.pull import pull
+    from minillm.errors import UserError
+
+    try:
+        pull("smollm2-135m")
+    except UserError as error:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(f"needs smollm2-135m: {error}")
+    return minillm.load("smollm2-135m")

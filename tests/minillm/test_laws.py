@@ -1,0 +1,110 @@
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import struct
+from toys import ToyAttention, ToyRecurrence, toy_attention, toy_hybrid, toy_recurrence
+
+from minillm import laws
+
+TOYS = {"attention": toy_attention, "recurrence": toy_recurrence, "hybrid": toy_hybrid}
+SPECS = [pytest.param(replace(spec, dtype="float64"), id=spec.kind) for spec in laws.with_kinds()]
+
+
+def activations(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    return rng.normal(size=(*shape, 16))
+
+
+@pytest.fixture(autouse=True)
+def _float64():
+    """In float64 a wrong row stands out from rounding by ten orders of magnitude."""
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("toy", TOYS)
+def test_every_schedule_gives_what_reading_whole_sequences_gives(toy, spec):
+    if toy == "recurrence" and spec.kind == "paged":
+        spec = replace(spec, slots=laws.SLOTS)  # a recurrence has no pages and must not mind a page table
+    laws.check_schedules(TOYS[toy](np.random.default_rng(0)), activations, spec=spec, tolerance=1e-12, examples=12)
+
+
+@pytest.mark.parametrize("toy", TOYS)
+def test_later_tokens_change_nothing_before_them(toy):
+    laws.check_causality(TOYS[toy](np.random.default_rng(0)), activations)
+
+
+@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("toy", TOYS)
+def test_a_step_updates_memory_in_place(toy, spec):
+    laws.check_donation(TOYS[toy](np.random.default_rng(0)), activations, spec=spec)
+
+
+@struct.dataclass
+class ForgetsPadding(ToyRecurrence):
+    def __call__(self, x, state, at):
+        return super().__call__(x, state, at.replace(n=jnp.full_like(at.n, x.shape[1])))
+
+
+@struct.dataclass
+class IgnoresRollback(ToyRecurrence):
+    def commit(self, pending, at, keep, n_keep):
+        last = jnp.arange(keep.shape[1], dtype=jnp.int32) + jnp.zeros_like(keep)
+        return super().commit(pending, at, last, jnp.where(n_keep > 0, at.n, 0))
+
+
+@struct.dataclass
+class KeepsOldSequence(ToyRecurrence):
+    def __call__(self, x, state, at):
+        return super().__call__(x, state, at.replace(start=jnp.maximum(at.start, 1)))
+
+
+@struct.dataclass
+class SeesTheFuture(ToyAttention):
+    def __call__(self, x, state, at):
+        return super().__call__(x, state, at.replace(pos=jnp.full_like(at.pos, 999)))
+
+
+@struct.dataclass
+class IgnoresTheTree(ToyAttention):
+    def __call__(self, x, state, at):
+        return super().__call__(x, state, at.replace(parent=None))
+
+
+@struct.dataclass
+class LeavesTreeRowsWhereTheyWere(ToyAttention):
+    def commit(self, pending, at, keep, n_keep):
+        return pending
+
+
+@struct.dataclass
+class MixesUpSlots(ToyAttention):
+    def __call__(self, x, state, at):
+        return super().__call__(x, state, at.replace(slot=jnp.arange(len(at.start), dtype=jnp.int32)))
+
+
+WRONG = [ForgetsPadding, IgnoresRollback, KeepsOldSequence, SeesTheFuture, IgnoresTheTree]
+WRONG += [LeavesTreeRowsWhereTheyWere, MixesUpSlots]
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_the_laws_catch_a_block_that_is_wrong_in_one_way(wrong):
+    right = toy_attention if issubclass(wrong, ToyAttention) else toy_recurrence
+    block = wrong(*jax.tree.leaves(right(np.random.default_rng(0))))
+    spec = replace(laws.SPEC, dtype="float64")
+    with pytest.raises(AssertionError):
+        laws.check_schedules(block, activations, spec=spec, tolerance=1e-12, examples=30, shrink=False)
+
+
+def test_the_laws_catch_memory_that_is_copied():
+    @struct.dataclass
+    class Copies(ToyRecurrence):
+        def commit(self, pending, at, keep, n_keep):
+            return super().commit(pending, at, keep, n_keep).astype(jnp.float32)
+
+    block = Copies(*jax.tree.leaves(toy_recurrence(np.random.default_rng(0))))
+    with pytest.raises(AssertionError, match="in place"):
+        laws.check_donation(block, activations, spec=replace(laws.SPEC, dtype="float64"))

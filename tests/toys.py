@@ -1,0 +1,92 @@
+"""The smallest blocks that obey the protocol: one that attends, one that recurs. Any dtype."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from minillm.cache import StateSpec, Transient, new_cache
+from minillm.cache.contiguous import slots
+from minillm.span import Span
+
+
+@struct.dataclass
+class ToyAttention:
+    """x + attention with one product for queries, keys and values; two query heads share one KV head."""
+
+    qkv: jax.Array  # d, 4k
+
+    def init_state(self, spec: StateSpec):
+        return new_cache(spec, g=1, k=self.qkv.shape[1] // 4)
+
+    def __call__(self, x, state, at: Span):
+        b, t, _ = x.shape
+        q, k, v = jnp.split((x @ self.qkv).reshape(b, t, 4, -1), (2, 3), axis=2)
+        memory = Transient(k, v) if state is None else state.append(k, v, at)
+        y, _ = memory.attend(q, at)
+        return x + jnp.tile(y.reshape(b, t, -1), 2), None if state is None else memory
+
+    def commit(self, pending, at: Span, keep, n_keep):
+        return pending.commit(at, keep, n_keep)
+
+
+@struct.dataclass
+class ToyRecurrence:
+    """x + h, where h = decay * (h of the token before) + x @ inner. The state of a new sequence is 0."""
+
+    inner: jax.Array  # d, d
+    decay: jax.Array  # d
+
+    def init_state(self, spec: StateSpec):
+        return np.zeros((spec.slots, len(self.decay)), spec.dtype)
+
+    def __call__(self, x, state, at: Span):
+        before = jnp.zeros_like(x[:, 0]) if state is None else state[slots(at)]
+        before = jnp.where(at.start[:, None] > 0, before, 0)
+        states = before[:, None]  # what came before, then the state after each token
+        for i in range(x.shape[1]):
+            parent = jnp.full_like(at.start, i - 1) if at.parent is None else at.parent[:, i]
+            above = jnp.take_along_axis(states, (parent + 1)[:, None, None], axis=1)[:, 0]
+            after = jnp.where(at.valid[:, i, None], self.decay * above + x[:, i] @ self.inner, above)
+            states = jnp.concatenate([states, after[:, None]], axis=1)
+        return x + states[:, 1:], (state, states if at.rewind else states[:, -1:])
+
+    def commit(self, pending, at: Span, keep, n_keep):
+        state, states = pending
+        last = jnp.take_along_axis(keep, jnp.maximum(n_keep - 1, 0)[:, None], axis=1) + 1
+        last = jnp.where(n_keep[:, None] > 0, last, 0) if at.rewind else jnp.zeros_like(last)
+        kept = jnp.take_along_axis(states, last[..., None], axis=1)[:, 0]
+        return state.at[slots(at)].set(kept)
+
+
+@struct.dataclass
+class ToyStack:
+    """A tuple of blocks, as a Model has, on activations."""
+
+    blocks: tuple
+
+    def init_state(self, spec: StateSpec):
+        return tuple(block.init_state(spec) for block in self.blocks)
+
+    def __call__(self, x, state, at: Span):
+        pending = []
+        for block, memory in zip(self.blocks, state or (None,) * len(self.blocks), strict=True):
+            x, proposed = block(x, memory, at)
+            pending.append(proposed)
+        return x, tuple(pending)
+
+    def commit(self, pending, at: Span, keep, n_keep):
+        return tuple(block.commit(one, at, keep, n_keep) for block, one in zip(self.blocks, pending, strict=True))
+
+
+def toy_attention(rng: np.random.Generator, dtype: str = "float64", k: int = 4) -> ToyAttention:
+    return ToyAttention(jnp.asarray(rng.normal(size=(4 * k, 4 * k)) / 4, dtype))
+
+
+def toy_recurrence(rng: np.random.Generator, dtype: str = "float64", d: int = 16) -> ToyRecurrence:
+    inner, decay = rng.normal(size=(d, d)) / 4, rng.uniform(0.5, 0.95, d)
+    return ToyRecurrence(jnp.asarray(inner, dtype), jnp.asarray(decay, dtype))
+
+
+def toy_hybrid(rng: np.random.Generator, dtype: str = "float64") -> ToyStack:
+    return ToyStack((toy_attention(rng, dtype), toy_recurrence(rng, dtype), toy_attention(rng, dtype)))
