@@ -57,9 +57,14 @@ class Fields:
         self.read.add(key)
         value = self.values.get(key)
         found = () if value is None else tuple(value) if isinstance(value, list) else (value,)
-        if not all(isinstance(one, int) and not isinstance(one, bool) and 0 <= one < 2**31 for one in found):
-            raise UserError(f"{self.where}: {key} is {shown(value)}, expected a token id or a list of them")
+        fits = all(isinstance(one, int) and not isinstance(one, bool) and 0 <= one < 2**31 for one in found)
+        self.require(fits, key, "a token id or a list of them")
         return found
+
+    def require(self, fits: bool, key: str, expected: str) -> None:
+        """UserError about a field unless it fits."""
+        if not fits:
+            raise UserError(f"{self.where}: {key} is {shown(self.values.get(key))}, expected {expected}")
 
     def only(self, key: str, *allowed: Any) -> None:
         """The field, if it is there, has one of the values that the maths here is written for."""
@@ -88,8 +93,7 @@ class Fields:
             if default is None:
                 raise UserError(f"{self.where}: {key} is missing, expected {expected}")
             return default
-        if not fits(value):
-            raise UserError(f"{self.where}: {key} is {shown(value)}, expected {expected}")
+        self.require(fits(value), key, expected)
         return value
 
 

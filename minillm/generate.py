@@ -82,13 +82,13 @@ def generate_tokens(model: Model, plan: Plan, sampler: Sampler) -> Iterator[int]
     for start in range(0, len(prompt), CHUNK):
         tokens, n = padded(prompt[start : start + CHUNK])
         state, history, token = advance(model, state, history, sampler, tokens, row(start), row(n))
-    yield int(token[0, 0])
+    yield token.item()
     for length in range(len(prompt), plan.end - 1):
         if length == capacity:
             capacity = min(2 * capacity, plan.end)
             state = enlarged(state, model.init_state(StateSpec(slots=1, max_len=capacity)))
         state, history, token = advance(model, state, history, sampler, token, row(length), row(1))
-        yield int(token[0, 0])
+        yield token.item()
 
 
 @partial(jax.jit, donate_argnums=1)

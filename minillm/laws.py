@@ -237,7 +237,7 @@ def check_donation(system: System, inputs: Inputs, *, spec: StateSpec = SPEC) ->
     pages = np.arange(SLOTS * 2, dtype=np.int32).reshape(SLOTS, 2) if spec.kind == "paged" else None
     at, keep = Span.chain(np.zeros(SLOTS, np.int32), ones, 1, pages=pages), np.zeros((SLOTS, 1), np.int32)
     compiled = advance.lower(system, x, state, at, keep, ones).compile()
-    outputs = re.findall(r"\{(\d+)\}: \(\d+, \{\}, m\w+-alias\)", compiled.as_text())
+    outputs = re.findall(r"\{(\d+)\}: \(\d+, \{\}, m\w+-alias\)", compiled.as_text() or "")
     leaves = len(jax.tree.leaves(state))
     copied = set(range(1, 1 + leaves)) - {int(output) for output in outputs}  # output 0 is y
     assert not copied, f"{len(copied)} of {leaves} arrays of memory are not updated in place"

@@ -14,7 +14,9 @@ from ..errors import UserError
 from ..model import Model
 from .tensors import Entry
 
-Get = Callable[..., Any]  # get(name, shape, layer=0) -> array: a tensor by its name here, checked and read
+# get(name, layer, *shapes) -> array [rows, ...]: a tensor by its name here. Several shapes are those of the
+# tensors it is stacked from; each is checked.
+Get = Callable[..., Any]
 
 
 class Arch(Protocol):

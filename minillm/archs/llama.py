@@ -91,13 +91,16 @@ def config_from_hf(fields: Fields) -> Config:
     theta = rope.number("rope_theta", fields.number("rope_theta", 10000.0))
     rope.finish(())
     d, h = fields.integer("hidden_size"), fields.integer("num_attention_heads")
+    g, k = fields.integer("num_key_value_heads", h), fields.integer("head_dim", max(d // h, 1))
+    fields.require(h % g == 0, "num_key_value_heads", f"a divisor of num_attention_heads = {h}")
+    fields.require(k % 2 == 0, "head_dim", "an even number, for RoPE turns pairs of channels")
     config = Config(
         arch="llama",
         n_layers=fields.integer("num_hidden_layers"),
         d=d,
         h=h,
-        g=fields.integer("num_key_value_heads", h),
-        k=fields.integer("head_dim", max(d // h, 1)),
+        g=g,
+        k=k,
         f=fields.integer("intermediate_size"),
         v=fields.integer("vocab_size"),
         context=fields.integer("max_position_embeddings", 2048),
@@ -113,7 +116,9 @@ def config_from_hf(fields: Fields) -> Config:
 def config_from_gguf(fields: Fields, tensors: Collection[str]) -> Config:
     """Config from the `llama.*` metadata; a file without an output matrix ties it to the embedding."""
     d, h = fields.integer("embedding_length"), fields.integer("attention.head_count")
-    k = fields.integer("attention.key_length", max(d // h, 1))
+    g, k = fields.integer("attention.head_count_kv", h), fields.integer("attention.key_length", max(d // h, 1))
+    fields.require(h % g == 0, "attention.head_count_kv", f"a divisor of attention.head_count = {h}")
+    fields.require(k % 2 == 0, "attention.key_length", "an even number, for RoPE turns pairs of channels")
     fields.only("attention.value_length", k)
     fields.only("rope.dimension_count", k)
     fields.only("rope.scaling.type", "none")
@@ -122,7 +127,7 @@ def config_from_gguf(fields: Fields, tensors: Collection[str]) -> Config:
         n_layers=fields.integer("block_count"),
         d=d,
         h=h,
-        g=fields.integer("attention.head_count_kv", h),
+        g=g,
         k=k,
         f=fields.integer("feed_forward_length"),
         v=fields.integer("vocab_size"),
@@ -140,18 +145,17 @@ def build(config: Config, get: Get) -> Model:
     """The model, an Attention and an MLP a layer, from tensors that `get` checks and reads."""
     c = config
 
-    def linear(name: str, size_in: int, size_out: int, layer: int = 0) -> Dense:
-        return Dense(get(name, (size_out, size_in), layer)).T
+    def linear(name: str, layer: int, size_in: int, *sizes_out: int) -> Dense:
+        return Dense(get(name, layer, *((size, size_in) for size in sizes_out))).T
 
-    embed = Dense(get("embed", (c.v, c.d)))
+    embed = Dense(get("embed", 0, (c.v, c.d)))
     blocks = []
     for i in range(c.n_layers):
-        qkv = linear("attention.qkv", c.d, (c.h + 2 * c.g) * c.k, i)
-        out = linear("attention.out", c.h * c.k, c.d, i)
-        norm = get("attention.norm", (c.d,), i)
+        qkv = linear("attention.qkv", i, c.d, c.h * c.k, c.g * c.k, c.g * c.k)
+        out = linear("attention.out", i, c.h * c.k, c.d)
+        norm = get("attention.norm", i, (c.d,))
         blocks.append(Attention(norm, qkv, out, c.h, c.g, c.k, c.eps, c.rope_theta))
-        gate_up = linear("mlp.gate_up", c.d, 2 * c.f, i)
-        down = linear("mlp.down", c.f, c.d, i)
-        blocks.append(MLP(get("mlp.norm", (c.d,), i), gate_up, down, c.eps))
-    head = None if c.tied else linear("head", c.d, c.v)
-    return Model(embed, tuple(blocks), get("norm", (c.d,)), head, c.eps)
+        gate_up, down = linear("mlp.gate_up", i, c.d, c.f, c.f), linear("mlp.down", i, c.f, c.d)
+        blocks.append(MLP(get("mlp.norm", i, (c.d,)), gate_up, down, c.eps))
+    head = None if c.tied else linear("head", 0, c.d, c.v)
+    return Model(embed, tuple(blocks), get("norm", 0, (c.d,)), head, c.eps)

@@ -35,11 +35,11 @@ class View:
 
 
 class Entry(Protocol):
-    """A description: its shape, its slices, and the checkpoint tensors it is made of."""
+    """A description: its shape, its slices, and the checkpoint tensors it is made of, by name and shape."""
 
     def shape(self, view: View) -> tuple[int, ...]: ...
     def read(self, view: View, index: Index = ()) -> np.ndarray: ...
-    def names(self, view: View) -> list[str]: ...
+    def parts(self, view: View) -> dict[str, tuple[int, ...]]: ...
 
 
 @dataclass(frozen=True)
@@ -54,24 +54,24 @@ class Tensor:
     def read(self, view: View, index: Index = ()) -> np.ndarray:
         return view.source.read(view.name(self.pattern), index)
 
-    def names(self, view: View) -> list[str]:
-        return [view.name(self.pattern)]
+    def parts(self, view: View) -> dict[str, tuple[int, ...]]:
+        return {view.name(self.pattern): self.shape(view)}
 
 
 @dataclass(frozen=True)
 class Stack:
     """Tensors below one another: rows of the first, then of the next."""
 
-    parts: tuple[Any, ...]
+    entries: tuple[Any, ...]
 
     def shape(self, view: View) -> tuple[int, ...]:
-        shapes = [part.shape(view) for part in self.parts]
+        shapes = [part.shape(view) for part in self.entries]
         return (sum(shape[0] for shape in shapes), *shapes[0][1:])
 
     def read(self, view: View, index: Index = ()) -> np.ndarray:
         rows, rest = row_range(index, self.shape(view)[0])
         pieces, first = [], 0
-        for part in self.parts:
+        for part in self.entries:
             size = part.shape(view)[0]
             low, high = max(rows.start - first, 0), min(rows.stop - first, size)
             if low < high:
@@ -79,8 +79,8 @@ class Stack:
             first += size
         return np.concatenate(pieces)
 
-    def names(self, view: View) -> list[str]:
-        return [name for part in self.parts for name in part.names(view)]
+    def parts(self, view: View) -> dict[str, tuple[int, ...]]:
+        return {name: shape for entry in self.entries for name, shape in entry.parts(view).items()}
 
 
 @dataclass(frozen=True)
@@ -105,8 +105,8 @@ class HalfSplit:
         x = x.reshape(last - first, k // 2, 2, *x.shape[1:]).swapaxes(1, 2).reshape(x.shape)
         return x[rows.start - first * k : rows.stop - first * k]
 
-    def names(self, view: View) -> list[str]:
-        return self.part.names(view)
+    def parts(self, view: View) -> dict[str, tuple[int, ...]]:
+        return self.part.parts(view)
 
 
 def row_range(index: Index, total: int) -> tuple[range, Index]:

@@ -1,45 +1,34 @@
 """What attention remembers: one file a kind of memory, all behind the same three methods.
 
-    memory = memory.append(k, v, at)      propose the span's keys and values, written past the committed length
-    y, lse = memory.attend(q, at)         attention of the span's queries over everything they may see
+    memory = memory.append(k, v, at)           propose the span's keys and values, past the committed length
+    y, lse = memory.attend(q, at)              attention of the span's queries over everything they may see
     memory = memory.commit(at, keep, n_keep)   keep n_keep tokens, those at indices `keep` of the span
 
 How a memory lays out its rows is its secret. Nothing is masked by multiplying: memory that was never written
 may hold NaN. `StateSpec` says how much of it there is.
 """
 
-from dataclasses import dataclass
-from typing import Literal
+import importlib
+from typing import Any, Protocol
 
-from .contiguous import Contiguous
-from .paged import Paged
+import jax
+
+from ..span import Span
+from .spec import StateSpec
 from .transient import Transient
 
-__all__ = ["Contiguous", "Paged", "StateSpec", "Transient", "new_cache"]
+__all__ = ["Cache", "StateSpec", "Transient", "new_cache"]
 
 
-@dataclass(frozen=True)
-class StateSpec:
-    """How much a model's memory holds.
+class Cache(Protocol):
+    """A memory of keys and values; shapes are those of `ops.naive_attention`."""
 
-    slots      how many sequences are remembered at once
-    max_len    tokens a sequence, drafts included
-    kind       how attention stores them
-    dtype      of keys, values and recurrent states
-    page_size  rows a page (paged only)
-    n_pages    pages a layer, shared by all sequences (paged only)
-    """
-
-    slots: int
-    max_len: int
-    kind: Literal["contiguous", "paged"] = "contiguous"
-    dtype: str = "float32"
-    page_size: int = 0
-    n_pages: int = 0
+    def append(self, k: jax.Array, v: jax.Array, at: Span) -> "Cache": ...
+    def attend(self, q: jax.Array, at: Span, **options: Any) -> tuple[jax.Array, jax.Array]: ...
+    def commit(self, at: Span, keep: jax.Array, n_keep: jax.Array) -> "Cache": ...
 
 
-def new_cache(spec: StateSpec, g: int, k: int) -> Contiguous | Paged:
-    """An empty memory for g KV heads of k channels."""
-    if spec.kind == "paged":
-        return Paged.empty(spec.n_pages, spec.page_size, g, k, spec.dtype)
-    return Contiguous.empty(spec.slots, spec.max_len, g, k, spec.dtype)
+def new_cache(spec: StateSpec, g: int, k: int) -> Cache:
+    """An empty memory for g KV heads of k channels: the class of module `spec.kind` that bears its name."""
+    module = importlib.import_module(f".{spec.kind}", __name__)
+    return getattr(module, spec.kind.capitalize()).empty(spec, g, k)

@@ -15,6 +15,7 @@ from flax import struct
 from ..ops import naive_attention
 from ..span import Span
 from ..xla import host
+from .spec import StateSpec
 
 
 @struct.dataclass
@@ -25,10 +26,10 @@ class Contiguous:
     values: jax.Array
 
     @staticmethod
-    def empty(slots: int, s: int, g: int, k: int, dtype) -> "Contiguous":
-        """A memory in which nothing is written yet."""
-        shape = (slots, g, s, k)
-        return Contiguous(host(np.zeros(shape, dtype)), host(np.zeros(shape, dtype)))
+    def empty(spec: StateSpec, g: int, k: int) -> "Contiguous":
+        """A memory in which nothing is written yet, for g heads of k channels."""
+        shape = (spec.slots, g, spec.max_len, k)
+        return Contiguous(host(np.zeros(shape, spec.dtype)), host(np.zeros(shape, spec.dtype)))
 
     def append(self, k: jax.Array, v: jax.Array, at: Span) -> "Contiguous":
         """Write k and v [b t g k] to rows start … start + n - 1; padding is not written."""

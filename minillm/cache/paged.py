@@ -13,6 +13,7 @@ from flax import struct
 from ..span import Span
 from ..xla import host
 from .contiguous import attend_rows
+from .spec import StateSpec
 
 
 @struct.dataclass
@@ -23,10 +24,10 @@ class Paged:
     values: jax.Array
 
     @staticmethod
-    def empty(n_pages: int, page_size: int, g: int, k: int, dtype) -> "Paged":
-        """A memory in which nothing is written yet."""
-        shape = (n_pages, page_size, g, k)
-        return Paged(host(np.zeros(shape, dtype)), host(np.zeros(shape, dtype)))
+    def empty(spec: StateSpec, g: int, k: int) -> "Paged":
+        """A memory in which nothing is written yet, for g heads of k channels."""
+        shape = (spec.n_pages, spec.page_size, g, k)
+        return Paged(host(np.zeros(shape, spec.dtype)), host(np.zeros(shape, spec.dtype)))
 
     def append(self, k: jax.Array, v: jax.Array, at: Span) -> "Paged":
         """Write k and v [b t g k] to rows start … start + n - 1; padding is not written."""

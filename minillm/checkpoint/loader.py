@@ -44,14 +44,14 @@ class Checkpoint:
         """Read the weights, float32, on all cores but one, which is left for compiling meanwhile."""
         pool, reads = ThreadPoolExecutor(max((os.cpu_count() or 1) - 1, 1)), {}
 
-        def ask(name: str, shape: tuple[int, ...], layer: int = 0):
+        def ask(name: str, layer: int, *shapes: tuple[int, ...]):
             view = View(self.source, self.config, layer)
             reads[name, layer] = pool.submit(lambda: jax.device_put(self.entries[name].read(view)))
-            return jax.ShapeDtypeStruct(shape, np.float32)
+            return stacked(shapes)
 
         try:
             self.arch.build(self.config, ask)
-            return self.arch.build(self.config, lambda name, shape, layer=0: reads[name, layer].result())
+            return self.arch.build(self.config, lambda name, layer, *shapes: reads[name, layer].result())
         finally:
             pool.shutdown(cancel_futures=True)  # Ctrl-C should not wait for the rest of a large model
 
@@ -59,18 +59,16 @@ class Checkpoint:
         """The model with shapes in place of weights; UserError if a tensor is missing, misshapen or unknown."""
         used = set()
 
-        def get(name: str, shape: tuple[int, ...], layer: int = 0):
-            view = View(self.source, self.config, layer)
-            for tensor in self.entries[name].names(view):
-                self.source.shape(tensor)  # raises if it is missing
-                used.add(tensor)
-            found = self.entries[name].shape(view)
-            if found != shape:
-                tensors = " + ".join(self.entries[name].names(view))
-                raise UserError(
-                    f"{self.source.where}: {tensors} has shape {list(found)}, but the config asks for {list(shape)}"
-                )
-            return jax.ShapeDtypeStruct(shape, np.float32)
+        def get(name: str, layer: int, *shapes: tuple[int, ...]):
+            parts = self.entries[name].parts(View(self.source, self.config, layer))
+            for (tensor, found), expected in zip(parts.items(), shapes, strict=True):
+                if found != expected:
+                    raise UserError(
+                        f"{self.source.where}: tensor {tensor} has shape {list(found)}, "
+                        f"but the config asks for {list(expected)}"
+                    )
+            used.update(parts)
+            return stacked(shapes)
 
         model = self.arch.build(self.config, get)
         harmless = {name.format(i=i) for name in self.arch.HARMLESS_TENSORS for i in range(self.config.n_layers)}
@@ -80,6 +78,11 @@ class Checkpoint:
                     f"{self.source.where}: tensor {name} is not part of the {self.config.arch} architecture"
                 )
         return model
+
+
+def stacked(shapes: tuple[tuple[int, ...], ...]) -> jax.ShapeDtypeStruct:
+    """The float32 shape of tensors below one another."""
+    return jax.ShapeDtypeStruct((sum(shape[0] for shape in shapes), *shapes[0][1:]), np.float32)
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:

@@ -46,7 +46,7 @@ def test_a_step_updates_memory_in_place(toy, spec):
 @struct.dataclass
 class ForgetsPadding(ToyRecurrence):
     def __call__(self, x, state, at):
-        return super().__call__(x, state, at.replace(n=jnp.full_like(at.n, x.shape[1])))
+        return super().__call__(x, state, replace(at, n=jnp.full_like(at.n, x.shape[1])))
 
 
 @struct.dataclass
@@ -59,19 +59,19 @@ class IgnoresRollback(ToyRecurrence):
 @struct.dataclass
 class KeepsOldSequence(ToyRecurrence):
     def __call__(self, x, state, at):
-        return super().__call__(x, state, at.replace(start=jnp.maximum(at.start, 1)))
+        return super().__call__(x, state, replace(at, start=jnp.maximum(at.start, 1)))
 
 
 @struct.dataclass
 class SeesTheFuture(ToyAttention):
     def __call__(self, x, state, at):
-        return super().__call__(x, state, at.replace(pos=jnp.full_like(at.pos, 999)))
+        return super().__call__(x, state, replace(at, pos=jnp.full_like(at.pos, 999)))
 
 
 @struct.dataclass
 class IgnoresTheTree(ToyAttention):
     def __call__(self, x, state, at):
-        return super().__call__(x, state, at.replace(parent=None))
+        return super().__call__(x, state, replace(at, parent=None))
 
 
 @struct.dataclass
@@ -83,7 +83,7 @@ class LeavesTreeRowsWhereTheyWere(ToyAttention):
 @struct.dataclass
 class MixesUpSlots(ToyAttention):
     def __call__(self, x, state, at):
-        return super().__call__(x, state, at.replace(slot=jnp.arange(len(at.start), dtype=jnp.int32)))
+        return super().__call__(x, state, replace(at, slot=jnp.arange(len(at.start), dtype=jnp.int32)))
 
 
 WRONG = [ForgetsPadding, IgnoresRollback, KeepsOldSequence, SeesTheFuture, IgnoresTheTree]

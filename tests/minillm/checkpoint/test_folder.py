@@ -1,0 +1,182 @@
+import json
+import struct
+
+import files
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.numpy import save_file
+
+import minillm
+from minillm.archs.tensors import HalfSplit, Stack, Tensor, View
+from minillm.checkpoint.loader import open_checkpoint
+from minillm.errors import UserError
+
+
+def test_a_folder_without_a_tokenizer_works_on_token_ids(tmp_path):
+    lm = minillm.load(files.write_folder(tmp_path / "m"))
+    assert lm.tokenizer is None
+    out = lm.generate([5, 6, 7], max_tokens=4, temperature=0.0)
+    assert out.text == ""
+    assert len(out.tokens) <= 4
+    with pytest.raises(UserError, match="token ids"):
+        lm.generate("text")
+
+
+def test_shards_are_the_same_model_as_one_file(tmp_path):
+    whole, parts = files.write_folder(tmp_path / "whole"), files.write_folder(tmp_path / "parts")
+    tensors = files.hf_tensors()
+    (parts / "model.safetensors").unlink()
+    names = list(tensors)
+    weight_map = {}
+    for shard, chosen in (("a.safetensors", names[::2]), ("b.safetensors", names[1::2])):
+        save_file({name: tensors[name] for name in chosen}, parts / shard)
+        weight_map |= dict.fromkeys(chosen, shard)
+    (parts / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    tokens = np.arange(20)[None]
+    assert np.array_equal(minillm.load(whole).logits(tokens), minillm.load(parts).logits(tokens))
+
+
+CONFIGS = {
+    "model_type is 'nonsense'": {"model_type": "nonsense"},
+    r"model_type is \['llama'\]": {"model_type": ["llama"]},
+    "hidden_size is missing": {"hidden_size": None},
+    "hidden_size is -4": {"hidden_size": -4},
+    "hidden_size is '16'": {"hidden_size": "16"},
+    "num_hidden_layers is 1e": {"num_hidden_layers": 1e30},
+    "has shape": {"intermediate_size": 2**30},
+    "layers.2.*is missing": {"num_hidden_layers": 2**31 - 1},
+    "hidden_act is 'gelu'": {"hidden_act": "gelu"},
+    "attention_bias is True": {"attention_bias": True},
+    "rope_scaling is": {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}},
+    "rope_type is 'yarn'": {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}},
+    "sliding_window = 64 is not supported": {"sliding_window": 64},
+    "rms_norm_eps is nan": {"rms_norm_eps": float("nan")},
+    "tie_word_embeddings is 1": {"tie_word_embeddings": 1},
+    "eos_token_id is 'x'": {"eos_token_id": "x"},
+    "lm_head.weight is missing": {"tie_word_embeddings": False},
+    "num_key_value_heads is 3, expected a divisor": {"num_key_value_heads": 3},
+    "head_dim is 7": {"head_dim": 7},
+}
+
+
+@pytest.mark.parametrize("message", CONFIGS)
+def test_a_config_that_does_not_fit_is_refused_by_field(message, tmp_path):
+    folder = files.write_folder(tmp_path / "m", config=files.CONFIG | CONFIGS[message])
+    with pytest.raises(UserError, match=message) as caught:
+        open_checkpoint(folder).shapes()
+    assert str(folder) in str(caught.value)
+
+
+def change_tensors(tmp_path, change):
+    tensors = files.hf_tensors()
+    change(tensors)
+    return files.write_folder(tmp_path / "m", tensors=tensors)
+
+
+def moved_rows(tensors):
+    """As many query, key and value rows as before, but not as many of each."""
+    q, k = (tensors[f"model.layers.0.self_attn.{n}_proj.weight"] for n in "qk")
+    tensors["model.layers.0.self_attn.q_proj.weight"] = np.concatenate([q, k[:6]])
+    tensors["model.layers.0.self_attn.k_proj.weight"] = k[6:]
+
+
+TENSORS = {
+    "q_proj.weight has shape": moved_rows,
+    "model.norm.weight is missing": lambda t: t.pop("model.norm.weight"),
+    "extra.weight is not part of": lambda t: t.update({"extra.weight": np.zeros(3, np.float32)}),
+    "has shape": lambda t: t.update({"model.norm.weight": np.zeros(3, np.float32)}),
+    "has dtype F64": lambda t: t.update({"model.norm.weight": np.zeros(16)}),
+}
+
+
+@pytest.mark.parametrize("message", TENSORS)
+def test_tensors_that_do_not_fit_are_named(message, tmp_path):
+    folder = change_tensors(tmp_path, TENSORS[message])
+    with pytest.raises(UserError, match=message):
+        open_checkpoint(folder).shapes()
+
+
+def break_file(name: str, content: bytes | None):
+    def broken(folder):
+        if content is None:
+            (folder / name).unlink()
+        else:
+            (folder / name).write_bytes(content)
+
+    return broken
+
+
+INDEX = "model.safetensors.index.json"
+FAULTS = {
+    "has no config.json": break_file("config.json", None),
+    "cannot be read as JSON": break_file("config.json", b"{"),
+    "holds a list": break_file("config.json", b"[]"),
+    "cannot be read as JSON: maximum": break_file("config.json", b"[" * 100_000),
+    "neither model.safetensors": break_file("model.safetensors", None),
+    "not a whole safetensors file": break_file("model.safetensors", struct.pack("<Q", 2**62) + bytes(99)),
+    "is a path": break_file(INDEX, json.dumps({"weight_map": {"a": "../model.safetensors"}}).encode()),
+    "shard gone.safetensors is missing": break_file(
+        INDEX, json.dumps({"weight_map": {"a": "gone.safetensors"}}).encode()
+    ),
+    "tensor a is not in shard": break_file(INDEX, json.dumps({"weight_map": {"a": "model.safetensors"}}).encode()),
+    "weight_map is missing": break_file(INDEX, b"{}"),
+    "tokenizers library": break_file("tokenizer.json", b"{}"),
+}
+
+
+@pytest.mark.parametrize("message", FAULTS)
+def test_broken_files_are_refused_by_name(message, tmp_path):
+    folder = files.write_folder(tmp_path / "m")
+    FAULTS[message](folder)
+    with pytest.raises(UserError, match=message):
+        checkpoint = open_checkpoint(folder)
+        checkpoint.shapes()
+        checkpoint.tokenizer()
+
+
+def test_pickles_are_never_opened_and_the_reason_is_given(tmp_path):
+    folder = files.write_folder(tmp_path / "m")
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(UserError, match="pickled"):
+        open_checkpoint(folder)
+
+
+@given(data=st.data())
+@settings(max_examples=60)
+def test_a_safetensors_file_cut_or_flipped_never_crashes_the_reader(tmp_path_factory, data):
+    folder = files.write_folder(tmp_path_factory.getbasetemp() / "fuzzed")
+    raw = (folder / "model.safetensors").read_bytes()
+    if data.draw(st.booleans()):
+        raw = raw[: data.draw(st.integers(0, len(raw) - 1))]
+    else:
+        place = data.draw(st.integers(0, 3000))
+        raw = raw[:place] + data.draw(st.binary(min_size=1, max_size=8)) + raw[place + 8 :]
+    (folder / "model.safetensors").write_bytes(raw)
+    try:
+        open_checkpoint(folder).shapes()
+    except UserError as error:
+        assert "\n" not in str(error)
+
+
+class Matrix:
+    def __init__(self, array):
+        self.array = array
+
+    def shape(self, name):
+        return self.array.shape
+
+    def read(self, name, index=()):
+        return self.array[index]
+
+
+@given(low=st.integers(0, 24), high=st.integers(0, 24), columns=st.integers(1, 5))
+def test_a_slice_of_a_described_tensor_is_the_slice_of_the_whole(low, high, columns):
+    array = np.arange(12 * 5).reshape(12, 5)
+    view = View(Matrix(array), type("Sizes", (), {"h": 3}), layer=0)
+    entry = Stack((HalfSplit(Tensor("q"), heads="h"), Tensor("v")))
+    index = (slice(low, max(low, high)), slice(0, columns))
+    expected = entry.read(view)[index]
+    if expected.size:
+        assert np.array_equal(entry.read(view, index), expected)

@@ -1,0 +1,238 @@
+from dataclasses import replace
+from itertools import islice
+
+import files
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import minillm
+from minillm import laws
+from minillm.cache import StateSpec
+from minillm.errors import UserError
+from minillm.generate import Plan, advance, generate_tokens, row
+from minillm.sampling import new_sampler
+from minillm.xla import Programs
+
+GREEDY = new_sampler(temperature=0.0, seed=0)
+# Rounding of float32 sums of different shapes, relative to the largest logit. A logit passes some 4 sums a
+# layer; their errors of about one ulp (6e-8) each add up as a random walk, which stays below 64 ulp.
+ROUNDING = 64 * 2**-24
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return minillm.load(files.write_gguf(tmp_path_factory.mktemp("tiny") / "tiny.gguf"))
+
+
+def token_ids(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    return rng.integers(2, 258, shape).astype(np.int32)
+
+
+@pytest.mark.parametrize("spec", laws.with_kinds(), ids=lambda spec: spec.kind)
+def test_the_laws_hold_for_a_llama(tiny, spec):
+    laws.check_schedules(tiny.model, token_ids, spec=spec, tolerance=ROUNDING)
+    laws.check_donation(tiny.model, token_ids, spec=spec)
+
+
+def test_the_laws_hold_for_the_real_model(smollm2):
+    laws.check_schedules(smollm2.model, token_ids, tolerance=ROUNDING, examples=2, steps=8)
+    laws.check_causality(smollm2.model, token_ids)
+    laws.check_donation(smollm2.model, token_ids)
+
+
+def test_a_block_alone_obeys_the_laws(tiny):
+    def activations(rng, shape):
+        return rng.normal(size=(*shape, 16)).astype(np.float32)
+
+    laws.check_schedules(tiny.model.blocks[0], activations, tolerance=ROUNDING, examples=4)
+
+
+def test_generating_greedily_is_the_argmax_of_scoring_at_every_step(tiny):
+    out = tiny.generate([5, 9, 200], max_tokens=20, temperature=0.0)
+    whole = np.array([[5, 9, 200, *out.tokens]])
+    assert out.tokens == list(tiny.logits(whole)[0, 2:-1].argmax(-1))
+
+
+def test_200_tokens_of_a_long_prompt_compile_at_most_three_programs(tiny, monkeypatch):
+    monkeypatch.setattr("minillm.generate.CHUNK", 32)
+    model = tiny.model
+    jax.clear_caches()
+    with Programs() as programs:
+        prompt = [3 + i % 200 for i in range(70)]
+        tokens = list(generate_tokens(model, Plan.of(prompt, 200, 4096), GREEDY))
+    assert len(tokens) == 200
+    assert programs.count <= 3
+    with Programs() as programs:
+        list(generate_tokens(model, Plan.of(prompt[:65], 150, 4096), new_sampler(temperature=0.0, seed=1)))
+    assert programs.count == 0, "another length of the same bucket compiled again"
+
+
+def test_a_text_that_outgrows_its_memory_goes_on_as_if_it_had_been_large(tiny, monkeypatch):
+    expected = list(generate_tokens(tiny.model, Plan.of([7, 8, 9], 60, 100), GREEDY))
+    monkeypatch.setattr("minillm.generate.AHEAD", 4)
+    monkeypatch.setattr("minillm.generate.LEAST_MEMORY", 8)
+    with Programs() as programs:
+        assert list(generate_tokens(tiny.model, Plan.of([7, 8, 9], 60, 100), GREEDY)) == expected
+    assert programs.count <= 10  # 8, 16, 32, 63: four decode programs, three copies, a prefill
+
+
+def test_a_long_prompt_read_in_chunks_is_the_prompt_read_at_once(tiny, monkeypatch):
+    prompt = [3 + i * 7 % 250 for i in range(90)]
+    whole = list(generate_tokens(tiny.model, Plan.of(prompt, 10, 128), GREEDY))
+    monkeypatch.setattr("minillm.generate.CHUNK", 16)
+    assert list(generate_tokens(tiny.model, Plan.of(prompt, 10, 128), GREEDY)) == whole
+
+
+def test_the_memory_of_a_short_text_does_not_depend_on_the_models_context():
+    assert Plan.of([1] * 100, 128, 8192).capacity == Plan.of([1] * 100, 128, 1 << 20).capacity == 256
+
+
+def test_a_decode_step_reads_and_writes_memory_in_place(tiny):
+    state = tiny.model.init_state(StateSpec(slots=1, max_len=64))
+    lowered = advance.lower(tiny.model, state, None, GREEDY, row(5)[:, None], row(3), row(1))
+    compiled = lowered.compile()
+    held = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+    assert compiled.memory_analysis().alias_size_in_bytes == held
+    assert "copy(%state" not in (compiled.as_text() or "")
+
+
+def test_the_context_ends_a_text_as_length(tiny):
+    out = tiny.generate([5] * 120, max_tokens=50, temperature=0.0)
+    assert out.prompt_tokens + len(out.tokens) <= 128
+    assert out.finish_reason in ("length", "stop")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"temperature": -1.0}, "temperature is -1.0"),
+        ({"temperature": float("nan")}, "temperature is nan"),
+        ({"top_k": -1}, "top_k is -1"),
+        ({"top_p": 0.0}, "top_p is 0.0"),
+        ({"top_p": 1.5}, "top_p is 1.5"),
+        ({"min_p": 2.0}, "min_p is 2.0"),
+        ({"repeat_penalty": 0.0}, "repeat_penalty is 0.0"),
+        ({"presence_penalty": float("inf")}, "presence_penalty is inf"),
+        ({"frequency_penalty": float("nan")}, "frequency_penalty is nan"),
+        ({"seed": -5}, "seed is -5"),
+        ({"max_tokens": 0}, "max_tokens is 0"),
+        ({"stop": ("",)}, "stop string is empty"),
+    ],
+)
+def test_an_option_out_of_range_is_named(tiny, options, message):
+    with pytest.raises(UserError, match=message):
+        tiny.generate("hello", **options)
+
+
+def test_prompts_that_cannot_be_continued_are_refused(tiny):
+    with pytest.raises(UserError, match="prompt is empty"):
+        tiny.generate("")
+    with pytest.raises(UserError, match="128 tokens, but the model's context is 128"):
+        tiny.generate([5] * 128)
+    with pytest.raises(UserError, match="token id 272"):
+        tiny.generate([5, 272])
+    with pytest.raises(UserError, match=r"expected int \[b, t\]"):
+        tiny.logits([1, 2, 3])
+
+
+def test_the_same_seed_draws_the_same_text_and_another_seed_another(tiny):
+    first, again, other = (tiny.generate("hello", max_tokens=24, temperature=1.5, seed=s) for s in (3, 3, 4))
+    assert first.tokens == again.tokens
+    assert first.tokens != other.tokens
+    assert first.seed == 3
+
+
+def test_every_option_changes_what_is_drawn(tiny):
+    plain = {"max_tokens": 100, "temperature": 1.0, "seed": 11}
+    base = tiny.generate("hello", **plain).tokens
+    for change in (
+        {"temperature": 0.2},
+        {"top_k": 3},
+        {"top_p": 0.3},
+        {"min_p": 0.7},
+        {"repeat_penalty": 9.0},
+        {"presence_penalty": 9.0},
+        {"frequency_penalty": 9.0},
+        {"max_tokens": 5},
+    ):
+        assert tiny.generate("hello", **(plain | change)).tokens != base, change
+
+
+def test_penalties_count_generated_tokens_only_where_they_say_so(tiny):
+    repeated = tiny.generate([5, 6, 7] * 9, max_tokens=30, temperature=0.0, presence_penalty=1e4).tokens
+    assert len(set(repeated)) == len(repeated), "a token came twice in spite of an enormous presence penalty"
+    fresh = tiny.generate([5, 6, 7] * 9, max_tokens=30, temperature=0.0, repeat_penalty=1e9).tokens
+    assert not {5, 6, 7} & set(fresh), "a prompt token came again in spite of an enormous repeat penalty"
+
+
+def test_the_filtered_logits_are_the_definitions_in_their_stated_order(tiny):
+    from minillm import ops
+
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(1, 50)).astype(np.float32) * 4
+    counts, seen = rng.integers(0, 3, (1, 50)).astype(np.int32), rng.random((1, 50)) < 0.5
+    values = {"temperature": 0.8, "top_k": 20, "top_p": 0.9, "min_p": 0.05, "repeat_penalty": 1.3}
+    sampler = new_sampler(**values, presence_penalty=0.4, frequency_penalty=0.2, seed=0)
+    history = minillm.sampling.History(jnp.asarray(seen), jnp.asarray(counts), row(0))
+    v = {name: np.array([value]) for name, value in values.items()}
+    expected = ops.penalise_repetition_ref(logits, seen, v["repeat_penalty"])
+    expected = ops.penalise_counts_ref(expected, counts, np.array([0.4]), np.array([0.2]))
+    expected = ops.scale_temperature_ref(expected, v["temperature"])
+    expected = ops.keep_min_p_ref(
+        ops.keep_top_p_ref(ops.keep_top_k_ref(expected, v["top_k"]), v["top_p"]), v["min_p"]
+    )
+    found = np.asarray(sampler.filtered(jnp.asarray(logits), history))
+    assert np.array_equal(np.isfinite(found), np.isfinite(expected))
+    np.testing.assert_allclose(found[np.isfinite(found)], expected[np.isfinite(found)], rtol=1e-5)
+
+
+def test_stop_strings_end_the_text_before_them_and_are_never_shown(tiny):
+    plain = tiny.generate("hello", max_tokens=60, temperature=0.0)
+    stop = plain.text[10:13]
+    stream = tiny.stream("hello", max_tokens=60, temperature=0.0, stop=(stop, "never there"))
+    pieces = list(stream)
+    out = stream.completion()
+    assert out.finish_reason == "stop"
+    assert "".join(pieces) == out.text == plain.text[: plain.text.index(stop)]
+
+
+def test_streaming_gives_the_same_text_as_generating(tiny):
+    stream = tiny.stream("hello", max_tokens=40, temperature=1.0, seed=5)
+    text = "".join(stream)
+    assert text == stream.completion().text == tiny.generate("hello", max_tokens=40, temperature=1.0, seed=5).text
+    assert text == tiny.tokenizer.decode(stream.completion().tokens)
+
+
+def test_a_reader_who_stops_early_keeps_what_there_is(tiny):
+    stream = tiny.stream("hello", max_tokens=40, temperature=0.0)
+    pieces = list(islice(stream, 3))
+    stream.close()
+    out = stream.completion()
+    assert out.finish_reason == "interrupted"
+    assert "".join(pieces) == out.text
+    assert len(out.tokens) == 3
+
+
+def test_timings_have_the_keys_of_the_json(tiny):
+    timings = tiny.generate("hello", max_tokens=4, temperature=0.0).timings
+    assert set(timings) == {"ttft_s", "prefill_tok_s", "decode_tok_s", "compile_s"}
+
+
+def test_the_real_model_knows_the_capital_of_france(smollm2):
+    assert smollm2.generate("The capital of France is", max_tokens=3, temperature=0.0).text.startswith(" Paris")
+
+
+def test_batching_and_padding_change_logits_by_rounding_only(smollm2):
+    tokens = token_ids(np.random.default_rng(1), (3, 40))
+    together, alone = smollm2.logits(tokens), np.concatenate([smollm2.logits(one[None]) for one in tokens])
+    shorter = smollm2.logits(tokens[:, :33])
+    scale = np.abs(alone).max()
+    assert np.abs(together - alone).max() / scale <= ROUNDING
+    assert np.abs(together[:, :33] - shorter).max() / scale <= ROUNDING
+
+
+def test_spec_with_another_slot_count_is_still_one_sequence(tiny):
+    spec = replace(laws.SPEC, slots=laws.SLOTS + 2)
+    laws.check_schedules(tiny.model, token_ids, spec=replace(spec, kind="paged"), tolerance=ROUNDING, examples=2)

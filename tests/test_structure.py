@@ -1,0 +1,143 @@
+"""What holds for the code as a whole: who imports whom, how small the core is, what may be left out."""
+
+import ast
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "minillm"
+
+# From the bottom up; a module imports from its own row or rows above it.
+LAYERS = """
+    errors folders
+    xla
+    ops config trace
+    span
+    cache quant
+    blocks
+    model
+    laws archs
+    chat
+    tokenizer parallel
+    checkpoint
+    sampling
+    generate
+    speculative engine evaluate train compile stops
+    compress
+    lm
+    cli
+""".split("\n")
+LEVEL = {name: level for level, row in enumerate(LAYERS) for name in row.split()}
+ENTRY = {"__init__", "__main__"}
+
+CORE = """
+    ops/norm.py ops/rope.py ops/attention/naive.py minillm/span.py minillm/cache/contiguous.py
+    minillm/blocks/attention.py minillm/blocks/mlp.py minillm/model.py minillm/archs/llama.py
+    minillm/sampling.py minillm/generate.py
+""".split()
+
+
+def part_of(path: Path) -> str:
+    """The name a module of minillm has in LAYERS."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported_parts(path: Path) -> set[str]:
+    """The parts of minillm that a module imports, wherever in the file."""
+    package = ["minillm", *path.relative_to(PACKAGE).parts[:-1]]
+    parts = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            names = [*base, *(node.module or "").split(".")] if node.module else base
+            names = names if len(names) > 1 else [*names, *(alias.name for alias in node.names)][:2]
+            parts |= {names[1]} if names[:1] == ["minillm"] and len(names) > 1 else set()
+        elif isinstance(node, ast.Import):
+            parts |= {a.name.split(".")[1] for a in node.names if a.name.startswith("minillm.")}
+    return parts
+
+
+MODULES = [p for p in PACKAGE.rglob("*.py") if "ops" not in p.relative_to(PACKAGE).parts and p.stem not in ENTRY]
+MODULES += [p for p in PACKAGE.rglob("__init__.py") if p.parent not in (PACKAGE, PACKAGE / "ops")]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_only_point_down(path):
+    part = part_of(path)
+    wrong = {other for other in imported_parts(path) - {part, "__version__"} if LEVEL[other] > LEVEL[part]}
+    same = {o for o in imported_parts(path) - {part, "__version__"} if LEVEL[o] == LEVEL[part]}
+    assert not wrong, f"{part} imports {wrong}, which stand above it"
+    assert not same, f"{part} imports {same} of its own row"
+
+
+def test_ops_imports_only_arrays():
+    for path in (ROOT / "ops").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and not node.level:
+                assert (node.module or "").split(".")[0] in {"jax", "numpy", "typing", "collections"}, (
+                    f"{path}: {node.module}"
+                )
+
+
+def test_the_core_path_stays_small():
+    lines = sum(len((ROOT / name).read_text().splitlines()) for name in CORE)
+    assert lines <= 1500
+
+
+def test_the_core_path_does_not_know_the_features():
+    for name in CORE:
+        if name == "minillm/span.py":
+            continue
+        names = {n.id for n in ast.walk(ast.parse((ROOT / name).read_text())) if isinstance(n, ast.Name)}
+        names |= {n.attr for n in ast.walk(ast.parse((ROOT / name).read_text())) if isinstance(n, ast.Attribute)}
+        assert not names & {"pages", "mesh", "Mesh", "draft", "precision", "quantise"}, name
+
+
+def test_generation_works_with_every_feature_module_deleted(tmp_path):
+    shutil.copytree(PACKAGE, tmp_path / "minillm", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("laws.py", "cache/paged.py", "checkpoint", "cli", "lm.py", "tokenizer.py", "chat.py", "stops.py"):
+        target = tmp_path / "minillm" / name
+        shutil.rmtree(target) if target.is_dir() else target.unlink()
+    script = """
+import jax, numpy as np
+from minillm.archs import llama
+from minillm.config import Config
+from minillm.generate import Plan, generate_tokens
+from minillm.sampling import new_sampler
+c = Config("llama", 2, 16, 4, 2, 4, 24, 32, 64, 1e-5, 1e4, False, ())
+rng = np.random.default_rng(0)
+def get(name, layer, *shapes):
+    return jax.numpy.asarray(rng.normal(size=(sum(s[0] for s in shapes), *shapes[0][1:])), "float32")
+model = llama.build(c, get)
+print(list(generate_tokens(model, Plan.of([1, 2, 3], 5, c.context), new_sampler(temperature=0.0))))
+"""
+    run = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert len(ast.literal_eval(run.stdout)) == 5
+
+
+def test_importing_minillm_does_not_import_jax():
+    script = "import sys, minillm, minillm.cli; print([m for m in ('jax', 'flax', 'numpy') if m in sys.modules])"
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
+
+
+def test_a_foreign_ops_folder_does_not_get_in_the_way(tmp_path):
+    (tmp_path / "ops").mkdir()
+    (tmp_path / "ops" / "__init__.py").write_text("raise RuntimeError('the wrong ops')")
+    script = "from minillm import ops; print(ops.rms_norm.__name__)"
+    run = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
+    assert run.stdout.strip() == "rms_norm", run.stderr
+
+
+def test_a_checkout_without_symlinks_says_so(tmp_path):
+    (tmp_path / "minillm").mkdir()
+    shutil.copy(PACKAGE / "__init__.py", tmp_path / "minillm")
+    (tmp_path / "minillm" / "ops").write_text("../ops")
+    run = subprocess.run([sys.executable, "-c", "import minillm"], cwd=tmp_path, capture_output=True, text=True)
+    assert run.returncode == 1
+    assert "symlink" in run.stderr.strip().splitlines()[-1]
