@@ -8,6 +8,7 @@ import click
 
 from .. import __version__
 from ..errors import UserError
+from .terminal import leave
 
 DOORS = """\
 minillm: LLM inference, small enough to read
@@ -39,7 +40,7 @@ class Commands(click.Group):
             click.echo(f"minillm: {error}", err=True)
             sys.exit(2)
         except KeyboardInterrupt:
-            sys.exit(130)
+            leave(130)
 
 
 @click.group(cls=Commands, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})

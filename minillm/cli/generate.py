@@ -10,7 +10,7 @@ import click
 
 from ..errors import UserError
 from ..folders import program_folder
-from .terminal import interactive, printable, status
+from .terminal import interactive, leave, printable, status
 
 if TYPE_CHECKING:
     from ..lm import LM, Completion, Stream
@@ -60,7 +60,7 @@ def command(prompt: str | None, model: str, as_json: bool, stats: bool, chat: bo
     if stats:
         click.echo(statistics(lm, completion), err=True)
     if completion.finish_reason == "interrupted":
-        sys.exit(130)
+        leave(130)
 
 
 def read_prompt(prompt: str | None) -> str:

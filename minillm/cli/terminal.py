@@ -1,8 +1,10 @@
 """What a person at a terminal sees beside the text itself."""
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import NoReturn
 
 
 def interactive() -> bool:
@@ -23,6 +25,13 @@ def status(text: str) -> Iterator[Callable[[str], None]]:
 
     with Console(stderr=True).status(f"[dim]{text}[/dim]", spinner="dots") as spinner:
         yield lambda text: spinner.update(f"[dim]{text}[/dim]")
+
+
+def leave(code: int) -> NoReturn:
+    """End the process at once: threads may be reading weights or compiling, and need not be waited for."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def printable(text: str) -> str:

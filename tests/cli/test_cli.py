@@ -1,0 +1,177 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import click.testing
+import files
+import pytest
+
+from minillm.cli import main
+from minillm.cli.terminal import printable
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return str(files.write_gguf(tmp_path_factory.mktemp("tiny") / "tiny.gguf"))
+
+
+def run(*arguments: str, stdin: str | bytes | None = None):
+    return click.testing.CliRunner().invoke(main, arguments, input=stdin, prog_name="minillm")
+
+
+def generate(tiny, *arguments: str, stdin: str | bytes | None = None):
+    return run("generate", "--model", tiny, "--max-tokens", "8", "--seed", "1", *arguments, stdin=stdin)
+
+
+def refused(result, *words: str) -> None:
+    """Exit code 2 and one line without a traceback that has the words in it."""
+    assert result.exit_code == 2, result.output
+    assert "Traceback" not in result.output
+    assert len(result.stderr.strip().splitlines()) == 1, result.stderr
+    for word in words:
+        assert word in result.stderr
+
+
+def test_without_a_command_three_doors_open():
+    result = run()
+    assert result.exit_code == 0
+    assert [line.split()[0] for line in result.stdout.splitlines() if line.startswith("  ") and line[2] != " "] == [
+        "learn",
+        "run",
+        "judge",
+    ]
+
+
+def test_help_fits_a_screen_and_has_an_example():
+    for name in ("generate", "pull", "info"):
+        result = run(name, "--help")
+        assert result.exit_code == 0
+        assert len(result.stdout.splitlines()) <= 40
+        assert f"minillm {name}" in result.stdout
+
+
+def test_a_pipe_gets_the_continuation_and_nothing_else(tiny):
+    result = generate(tiny, "hello", "--temperature", "0")
+    assert result.exit_code == 0
+    assert result.stderr == ""
+    expected = json.loads(generate(tiny, "hello", "--temperature", "0", "--json").stdout)["text"]
+    assert result.stdout == expected + "\n"
+
+
+def test_json_is_one_object_with_the_promised_keys(tiny):
+    out = json.loads(generate(tiny, "hello", "--json").stdout)
+    promised = {"text", "tokens", "prompt_tokens", "finish_reason", "ttft_s", "prefill_tok_s"}
+    assert promised | {"decode_tok_s", "compile_s", "seed"} == set(out)
+    assert out["prompt_tokens"] == 5
+    assert out["seed"] == 1
+
+
+def test_standard_input_is_a_prompt(tiny):
+    given = generate(tiny, "hello", "--json").stdout
+    for result in (generate(tiny, "-", "--json", stdin="hello"), generate(tiny, "--json", stdin="hello")):
+        assert json.loads(result.stdout)["tokens"] == json.loads(given)["tokens"]
+
+
+def test_chat_uses_the_checkpoints_template(tiny):
+    out = json.loads(generate(tiny, "hello", "--chat", "--json").stdout)
+    assert out["prompt_tokens"] == len("user hello") + 2
+
+
+def test_every_stop_string_counts(tiny):
+    whole = json.loads(generate(tiny, "hello", "--json").stdout)["text"]
+    out = json.loads(generate(tiny, "hello", "--json", "--stop", "never", "--stop", whole[3]).stdout)
+    assert out["finish_reason"] == "stop"
+    assert out["text"] == whole[: whole.index(whole[3])]
+
+
+def test_stats_compare_with_the_memorys_bandwidth(tiny):
+    result = generate(tiny, "hello", "--stats")
+    assert result.exit_code == 0
+    assert "GB/s" in result.stderr
+    assert "% of the" in result.stderr
+
+
+def test_bad_options_and_prompts_are_refused_in_one_line(tiny, tmp_path):
+    refused(generate(tiny, ""), "prompt is empty")
+    refused(generate(tiny, "x" * 500), "500 tokens", "128")
+    refused(generate(tiny, "hello", "--temperature", "-1"), "temperature is -1.0")
+    refused(generate(tiny, "-", stdin=b"caf\xe9"), "not UTF-8", "byte 3")
+    refused(run("generate", "--model", str(tmp_path / "none.gguf"), "x"), "none.gguf", "neither a file")
+    refused(run("generate", "--model", str(tmp_path), "x"), "config.json")
+    refused(run("info", "smollm3"), "smollm3", "smollm2-135m")
+    refused(run("pull", "smollm3"), "smollm3", "smollm2-135m")
+    folder = files.write_folder(tmp_path / "no-tokenizer")
+    refused(run("generate", "--model", str(folder), "x"), "no tokenizer")
+    refused(run("generate", "--model", str(folder), "--chat", "x"), "no tokenizer")
+
+
+def test_a_model_that_was_not_pulled_says_how(tmp_path, monkeypatch):
+    monkeypatch.setenv("MINILLM_CACHE", str(tmp_path))
+    refused(run("info", "smollm2-135m"), "minillm pull smollm2-135m")
+
+
+def test_a_folder_without_a_template_refuses_to_chat(tiny, monkeypatch):
+    monkeypatch.setattr("files.TEMPLATE", "{{ raise_exception('users must not speak') }}")
+    path = files.write_gguf(type(tiny)(tiny) + ".refuses.gguf")
+    refused(run("generate", "--model", str(path), "--chat", "x"), "users must not speak")
+
+
+def test_info_shows_every_tensor_and_the_memory(tiny):
+    result = run("info", tiny)
+    assert result.exit_code == 0
+    assert "llama, 2 layers" in result.stdout
+    for name in files.hf_tensors():
+        assert files.gguf_name(name) in result.stdout
+    parameters = sum(array.size for array in files.hf_tensors().values())
+    assert f"{parameters:,}" in result.stdout
+
+
+def test_text_for_a_terminal_cannot_steer_it():
+    assert printable("a\x1b[2Jb\n\tc\x07\x9b1md\x7f é🙂") == "a[2Jb\n\tc1md é🙂"
+
+
+def spawn(*arguments: str, **options) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-m", "minillm", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options
+    )
+
+
+def test_ctrl_c_ends_with_the_text_so_far_and_no_traceback(smollm2):
+    process = spawn(
+        "generate", "--model", "smollm2-135m", "--max-tokens", "4000", "--json", "Once upon a time", "--seed", "1"
+    )
+    time.sleep(12)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert b"Traceback" not in err
+    record = json.loads(out)
+    assert record["finish_reason"] in ("interrupted", "stop")
+
+
+def test_ctrl_c_while_starting_leaves_no_traceback(tiny):
+    process = spawn("generate", "--model", tiny, "--max-tokens", "4000", "hello")
+    time.sleep(0.7)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert b"Traceback" not in err, err.decode()
+
+
+def test_help_does_not_import_jax():
+    script = "import sys; sys.argv = ['minillm', '--help']\nfrom minillm.cli import main\n"
+    script += "try: main()\nexcept SystemExit: print('jax' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert result.stdout.strip().endswith("False")
+
+
+def test_a_reader_that_closes_the_pipe_is_not_an_error(tiny):
+    process = spawn("generate", "--model", tiny, "--max-tokens", "100", "hello", env={**os.environ})
+    assert process.stdout
+    process.stdout.close()
+    process.wait(timeout=60)
+    assert process.stderr
+    assert b"Traceback" not in process.stderr.read()
+    process.stderr.close()
