@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from threading import Lock
 
 import tokenizers
 
@@ -25,12 +26,14 @@ class Tokenizer:
     eos: str = ""
     ends: tuple[int, ...] = ()
     chat_template: str | None = field(default=None, repr=False)
+    lock: Lock = field(default_factory=Lock, repr=False)
 
     def encode(self, text: str, special: bool = True) -> list[int]:
         """Token ids of text.
 
         special=True does as the checkpoint's own tokenizer: `<|im_end|>` in the text is that token, and a BOS
-        is added where the model wants one. special=False takes every character as plain text.
+        is added where the model wants one. special=False takes every character as plain text. Bytes that the
+        vocabulary has no token for are dropped, as the original does (SmolLM2 lacks 21, control characters).
         """
         return self._encode(text, recognise=special, affixes=special)
 
@@ -54,8 +57,9 @@ class Tokenizer:
             text.encode()
         except UnicodeEncodeError as error:
             raise UserError(f"text has a lone surrogate at character {error.start}, expected Unicode") from None
-        self.backend.encode_special_tokens = not recognise
-        return self.backend.encode(text, add_special_tokens=affixes).ids
+        with self.lock:  # the setting belongs to the backend, not to the call
+            self.backend.encode_special_tokens = not recognise
+            return self.backend.encode(text, add_special_tokens=affixes).ids
 
 
 class TextStream:

@@ -94,7 +94,7 @@ def test_a_decode_step_reads_and_writes_memory_in_place(tiny):
     lowered = advance.lower(tiny.model, state, None, GREEDY, row(5)[:, None], row(3), row(1))
     compiled = lowered.compile()
     held = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
-    assert compiled.memory_analysis().alias_size_in_bytes == held
+    assert compiled.memory_analysis().alias_size_in_bytes == held  # pyright: ignore[reportOptionalMemberAccess]
     assert "copy(%state" not in (compiled.as_text() or "")
 
 

@@ -1,5 +1,7 @@
 import json
 import struct
+from types import SimpleNamespace
+from typing import Any
 
 import files
 import numpy as np
@@ -174,7 +176,8 @@ class Matrix:
 @given(low=st.integers(0, 24), high=st.integers(0, 24), columns=st.integers(1, 5))
 def test_a_slice_of_a_described_tensor_is_the_slice_of_the_whole(low, high, columns):
     array = np.arange(12 * 5).reshape(12, 5)
-    view = View(Matrix(array), type("Sizes", (), {"h": 3}), layer=0)
+    sizes: Any = SimpleNamespace(h=3)
+    view = View(Matrix(array), sizes, layer=0)
     entry = Stack((HalfSplit(Tensor("q"), heads="h"), Tensor("v")))
     index = (slice(low, max(low, high)), slice(0, columns))
     expected = entry.read(view)[index]
