@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {"load": "lm", "LM": "lm"}
+_MODULES = ("laws", "ops")
 
 if (Path(__file__).parent / "ops").is_file():  # git without symlinks checks the link out as a small text file
     raise ImportError(
@@ -29,4 +30,6 @@ if (Path(__file__).parent / "ops").is_file():  # git without symlinks checks the
 def __getattr__(name: str):
     if name in _HOMES:
         return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+    if name in _MODULES:
+        return importlib.import_module(f".{name}", __name__)
     raise AttributeError(f"module 'minillm' has no attribute {name!r}")

@@ -13,17 +13,17 @@ from .terminal import leave
 DOORS = """\
 minillm: LLM inference, small enough to read
 
-  learn   read ops/ and minillm/ in the order the README gives; `python -c "from minillm import ops; help(ops)"`
+  learn   read the core in the README's order; python -c "from minillm import ops; help(ops)"
   run     minillm pull smollm2-135m
           minillm generate --model smollm2-135m "The capital of France is"
-  judge   hold a kernel against its float64 definition: minillm.ops, e.g. naive_attention and attention_ref
+  judge   hold a kernel to its float64 definition: from minillm.ops import attention_ref
 
 minillm --help lists the commands.
 """
 
 
 class Commands(click.Group):
-    """The modules of this package as commands; a UserError ends one with a line and exit code 2."""
+    """The modules of this package as commands; what a user can mend ends one with a line and exit code 2."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name != "terminal")
@@ -36,8 +36,9 @@ class Commands(click.Group):
     def invoke(self, ctx: click.Context):
         try:
             return super().invoke(ctx)
-        except UserError as error:
-            click.echo(f"minillm: {error}", err=True)
+        except (UserError, click.UsageError) as error:
+            reason = error.format_message() if isinstance(error, click.UsageError) else error
+            click.echo(f"minillm: {reason}", err=True)
             sys.exit(2)
         except KeyboardInterrupt:
             leave(130)

@@ -41,9 +41,9 @@ def command(prompt: str | None, model: str, as_json: bool, stats: bool, chat: bo
     gc.disable()  # a short-lived process: looking for cycles while reading a vocabulary takes 0.3 s
     text = read_prompt(prompt)
     shown = interactive() and not as_json
-    if shown:
-        click.echo(click.style(printable(text), dim=True), nl=False)
     lm, stream = start(text, model, chat, options)
+    if shown:
+        click.echo(click.style(printable(text), dim=True), nl=chat)
     try:
         for piece in stream:
             if not as_json:
@@ -80,7 +80,9 @@ def start(prompt: str, model: str, chat: bool, options: dict[str, Any]) -> "tupl
     """Load the model and generate the first piece of text, telling a terminal what takes the time."""
     programs = program_folder()
     first_run = not programs.is_dir() or not any(programs.iterdir())
-    with status("compiling (first run only)" if first_run else f"loading {model}"):
+    doing = "compiling (first run only)" if first_run else f"loading {model}"
+    first_line = printable(prompt).strip().partition("\n")[0][:60]
+    with status(f"{first_line} … {doing}"):
         from ..lm import load
 
         lm = load(model)

@@ -13,18 +13,19 @@ def interactive() -> bool:
 
 
 @contextmanager
-def status(text: str) -> Iterator[Callable[[str], None]]:
-    """A spinner with a line of text while something takes time; yields a function that changes the text.
+def status(line: str) -> Iterator[Callable[[str], None]]:
+    """A spinner with a line of text while something takes time; yields a function that changes the line.
 
     Nothing is shown when output is not a terminal.
     """
     if not interactive():
-        yield lambda text: None
+        yield lambda line: None
         return
     from rich.console import Console  # imported late: piped runs need none of it
+    from rich.text import Text
 
-    with Console(stderr=True).status(f"[dim]{text}[/dim]", spinner="dots") as spinner:
-        yield lambda text: spinner.update(f"[dim]{text}[/dim]")
+    with Console(stderr=True).status(Text(line, style="dim"), spinner="dots") as spinner:
+        yield lambda line: spinner.update(Text(line, style="dim"))
 
 
 def leave(code: int) -> NoReturn:

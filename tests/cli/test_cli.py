@@ -95,6 +95,10 @@ def test_stats_compare_with_the_memorys_bandwidth(tiny):
 
 
 def test_bad_options_and_prompts_are_refused_in_one_line(tiny, tmp_path):
+    refused(run("generate", "hello"), "--model")
+    refused(generate(tiny, "hello", "--temperature", "warm"), "--temperature", "warm")
+    refused(generate(tiny, "hello", "--colour"), "--colour")
+    refused(run("generte"), "generte")
     refused(generate(tiny, ""), "prompt is empty")
     refused(generate(tiny, "x" * 500), "500 tokens", "128")
     refused(generate(tiny, "hello", "--temperature", "-1"), "temperature is -1.0")
