@@ -206,14 +206,16 @@ class Stream:
         with Programs() as programs:
             if not lm.weights.done():
                 compile_ahead(lm.shapes, plan, self.sampler)
-            for token in generate_tokens(lm.model, plan, self.sampler):
+            model = lm.model
+            began, compiled = time.perf_counter(), programs.seconds
+            for token in generate_tokens(model, plan, self.sampler):
                 now, n = time.perf_counter(), n + 1
                 if n == 1:
                     first, first_compiled = now, programs.seconds
                 decoding = now - first - (programs.seconds - first_compiled)
                 self.timings = {
                     "ttft_s": first - started,
-                    "prefill_tok_s": len(self.prompt) / (first - started - first_compiled),
+                    "prefill_tok_s": len(self.prompt) / (first - began - (first_compiled - compiled)),
                     "decode_tok_s": (n - 1) / decoding if n > 1 else None,
                     "compile_s": programs.seconds,
                 }

@@ -12,13 +12,9 @@ import functools
 import inspect
 from typing import Any, NamedTuple
 
-import numpy as np
+import jax.numpy as jnp
 
-KINDS = {
-    "int": "iu",
-    "bool": "b",
-    "float": "fV",
-}  # NumPy's dtype.kind; ml_dtypes floats (bfloat16 …) report V
+KINDS = {"int": jnp.integer, "bool": jnp.bool_, "float": jnp.floating}
 
 
 class Contract(NamedTuple):
@@ -71,11 +67,9 @@ def check(op: str, name: str, value: Any, contract: Contract, sizes: dict[str, t
     wanted = f"[{' '.join(dims)}]"
     if dims[:1] == ("...",):
         dims = dims[1:]
-        if len(shape) < len(dims):
-            raise ValueError(f"{op}: {name} has shape {list(shape)}, expected {wanted}")
-        shape = shape[len(shape) - len(dims) :]
+        shape = shape[max(len(shape) - len(dims), 0) :]
     if len(shape) != len(dims):
-        raise ValueError(f"{op}: {name} has shape {list(shape)}, expected {wanted}")
+        raise ValueError(f"{op}: {name} has shape {list(value.shape)}, expected {wanted}")
     for letter, size in zip(dims, shape, strict=True):
         known, owner = sizes.setdefault(letter, (size, name))
         if size != known:
@@ -86,4 +80,4 @@ def check(op: str, name: str, value: Any, contract: Contract, sizes: dict[str, t
 
 def is_kind(dtype: Any, kind: str) -> bool:
     """Whether `dtype` is of the family `int`, `bool` or `float` (bfloat16 and the fp8 types are floats)."""
-    return np.dtype(dtype).kind in KINDS[kind]
+    return jnp.issubdtype(dtype, KINDS[kind])

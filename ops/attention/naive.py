@@ -1,8 +1,8 @@
 """Attention as three lines of algebra: all scores, a softmax, a weighted sum (definition in `ref.py`).
 
-The whole t x s score matrix exists in memory; the blocked forms exist to avoid that. A key that no query may
-see takes no part at all: its score becomes -inf and its value 0 by `where`, because 0 * NaN is NaN and memory
-that was never written may hold anything.
+The whole t x s score matrix exists in memory; the blocked forms exist to avoid that. A row that
+holds no token (k_pos < 0) is taken out by `where`, never by a factor: memory that was never written may hold
+anything, and 0 * NaN is NaN.
 """
 
 from typing import Any

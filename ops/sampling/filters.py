@@ -22,25 +22,23 @@ def scale_temperature(logits: jax.Array, temperature: jax.Array) -> jax.Array:
 @shaped("logits: b v float, k: b int")
 def keep_top_k(logits: jax.Array, k: jax.Array) -> jax.Array:
     """Keep the k [b] >= 1 largest of logits [b v], and all that equal the k-th."""
-    enough = jnp.minimum(k, logits.shape[1])
     order = ordered_bits(logits)
-    threshold = largest_threshold(lambda bits: jnp.sum(order >= bits[:, None], axis=1) >= enough, len(k))
+    threshold = largest_threshold(lambda bits: jnp.sum(order >= bits[:, None], axis=1) >= k, len(k))
     return jnp.where(order >= threshold[:, None], logits, -jnp.inf)
 
 
 @shaped("logits: b v float, p: b float")
 def keep_top_p(logits: jax.Array, p: jax.Array) -> jax.Array:
-    """Keep the likeliest tokens of logits [b v] until their probability reaches p [b] in (0, 1]."""
+    """Keep the likeliest tokens of logits [b v] until their probability reaches p [b] in (0, 1]; 1 keeps all."""
     probability = jax.nn.softmax(logits, axis=1)
     order = ordered_bits(probability)
 
     def mass(bits: jax.Array) -> jax.Array:
         return jnp.sum(jnp.where(order >= bits[:, None], probability, 0), axis=1)
 
-    # The probabilities may sum to a little less than 1: the whole is then as much as can be asked for.
-    enough = jnp.minimum(p, mass(jnp.full(len(p), jnp.iinfo(jnp.int32).min)))
-    threshold = largest_threshold(lambda bits: mass(bits) >= enough, len(p))
-    return jnp.where(order >= threshold[:, None], logits, -jnp.inf)
+    threshold = largest_threshold(lambda bits: mass(bits) >= p, len(p))
+    kept = (order >= threshold[:, None]) | (p >= 1)[:, None]  # float32 sums reach 1 before the last token
+    return jnp.where(kept, logits, -jnp.inf)
 
 
 @shaped("logits: b v float, p: b float")
@@ -66,14 +64,14 @@ def penalise_counts(logits: jax.Array, counts: jax.Array, presence: jax.Array, f
 
 def ordered_bits(x: jax.Array) -> jax.Array:
     """Float32 -> int32 in the same order: a negative float's bits grow as it falls, so they are mirrored."""
-    bits = jax.lax.bitcast_convert_type(x.astype(jnp.float32) + 0.0, jnp.int32)  # + 0.0 turns -0 into 0
+    bits = jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.int32)
     return jnp.where(bits >= 0, bits, jnp.iinfo(jnp.int32).min - bits)
 
 
 def largest_threshold(keeps_enough: Callable[[jax.Array], jax.Array], b: int) -> jax.Array:
     """The largest int32 [b] that still keeps enough, one bit at a time from the sign down.
 
-    `keeps_enough` maps thresholds i32 [b] to bool [b], and must hold at the smallest int32.
+    `keeps_enough` maps thresholds i32 [b] to bool [b]. Where nothing keeps enough the smallest int32 is returned.
     """
 
     def try_bit(index: jax.Array, threshold: jax.Array) -> jax.Array:

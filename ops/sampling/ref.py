@@ -32,6 +32,8 @@ def keep_top_p_ref(logits: np.ndarray, p: np.ndarray) -> np.ndarray:
     """Keep the likeliest of logits [b v] until their probability reaches p [b], and equals of the last."""
     y = np.array(logits, np.float64)
     for row in range(len(y)):
+        if p[row] >= 1:
+            continue
         probability = softmax_ref(y[row])
         mass, least = 0.0, np.inf
         for value in sorted(probability, reverse=True):
