@@ -34,7 +34,7 @@ from .span import Span
 System = Block | Model
 Inputs = Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]
 
-SLOTS, LONGEST, PAGE_SIZE = 3, 24, 4
+SLOTS, LONGEST, PAGE_SIZE = 3, 16, 4
 N_PAGES = SLOTS * LONGEST // PAGE_SIZE + 2
 SPEC = StateSpec(SLOTS, LONGEST, page_size=PAGE_SIZE, n_pages=N_PAGES)
 WILD_PAGE = 1 << 20  # stands in table entries that no row reaches

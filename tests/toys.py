@@ -43,12 +43,18 @@ class ToyRecurrence:
     def __call__(self, x, state, at: Span):
         before = jnp.zeros_like(x[:, 0]) if state is None else state[slots(at)]
         before = jnp.where(at.start[:, None] > 0, before, 0)
-        states = before[:, None]  # what came before, then the state after each token
-        for i in range(x.shape[1]):
-            parent = jnp.full_like(at.start, i - 1) if at.parent is None else at.parent[:, i]
-            above = jnp.take_along_axis(states, (parent + 1)[:, None, None], axis=1)[:, 0]
+        parent = jnp.broadcast_to(jnp.arange(-1, x.shape[1] - 1, dtype=jnp.int32), at.pos.shape)
+        parent = parent if at.parent is None else at.parent
+
+        def step(i, states):
+            above = jnp.take_along_axis(states, (parent[:, i] + 1)[:, None, None], axis=1)[:, 0]
             after = jnp.where(at.valid[:, i, None], self.decay * above + x[:, i] @ self.inner, above)
-            states = jnp.concatenate([states, after[:, None]], axis=1)
+            return states.at[:, i + 1].set(after)
+
+        states = jnp.pad(
+            before[:, None], ((0, 0), (0, x.shape[1]), (0, 0))
+        )  # what came before, then after each token
+        states = jax.lax.fori_loop(0, x.shape[1], step, states)
         return x + states[:, 1:], (state, states if at.rewind else states[:, -1:])
 
     def commit(self, pending, at: Span, keep, n_keep):

@@ -1,5 +1,4 @@
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -137,23 +136,23 @@ def test_text_for_a_terminal_cannot_steer_it():
     assert printable("a\x1b[2Jb\n\tc\x07\x9b1md\x7f é🙂") == "a[2Jb\n\tc1md é🙂"
 
 
-def spawn(*arguments: str, **options) -> subprocess.Popen:
+def spawn(*arguments: str) -> subprocess.Popen:
     return subprocess.Popen(
-        [sys.executable, "-m", "minillm", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options
+        [sys.executable, "-m", "minillm", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
 
 
 def test_ctrl_c_ends_with_the_text_so_far_and_no_traceback(smollm2):
     process = spawn(
-        "generate", "--model", "smollm2-135m", "--max-tokens", "4000", "--json", "Once upon a time", "--seed", "1"
+        "generate", "--model", "smollm2-135m", "--max-tokens", "4000", "Once upon a time", "--seed", "1"
     )
-    time.sleep(12)
+    assert process.stdout
+    first = process.stdout.read(1)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=30)
+    rest, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert b"Traceback" not in err
-    record = json.loads(out)
-    assert record["finish_reason"] in ("interrupted", "stop")
+    assert err == b""
+    assert (first + rest).endswith(b"\n")
 
 
 def test_ctrl_c_while_starting_leaves_no_traceback(tiny):
@@ -172,7 +171,7 @@ def test_help_does_not_import_jax():
 
 
 def test_a_reader_that_closes_the_pipe_is_not_an_error(tiny):
-    process = spawn("generate", "--model", tiny, "--max-tokens", "100", "hello", env={**os.environ})
+    process = spawn("generate", "--model", tiny, "--max-tokens", "100", "hello")
     assert process.stdout
     process.stdout.close()
     process.wait(timeout=60)

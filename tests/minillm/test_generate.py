@@ -144,10 +144,9 @@ def test_the_same_seed_draws_the_same_text_and_another_seed_another(tiny):
     assert first.seed == 3
 
 
-def test_every_option_changes_what_is_drawn(tiny):
-    plain = {"max_tokens": 100, "temperature": 1.0, "seed": 11}
-    base = tiny.generate("hello", **plain).tokens
-    for change in (
+@pytest.mark.parametrize(
+    "change",
+    [
         {"temperature": 0.2},
         {"top_k": 3},
         {"top_p": 0.3},
@@ -155,9 +154,14 @@ def test_every_option_changes_what_is_drawn(tiny):
         {"repeat_penalty": 9.0},
         {"presence_penalty": 9.0},
         {"frequency_penalty": 9.0},
-        {"max_tokens": 5},
-    ):
-        assert tiny.generate("hello", **(plain | change)).tokens != base, change
+    ],
+    ids=str,
+)
+def test_every_option_changes_the_distribution(tiny, change):
+    logits = jnp.asarray(np.random.default_rng(0).normal(size=(1, 20)).astype(np.float32) * 3)
+    history = minillm.sampling.History(logits > 0, (logits > 1).astype(jnp.int32), row(0))
+    base, changed = (tiny.stream("hello", **options).sampler for options in ({}, change))
+    assert not np.array_equal(base.filtered(logits, history), changed.filtered(logits, history))
 
 
 def test_penalties_count_generated_tokens_only_where_they_say_so(tiny):
