@@ -1,0 +1,162 @@
+"""The contestants: minillm, transformers and llama.cpp, each made from the same GGUF file with float32 weights.
+
+Each `open_*` gives a function that decodes greedily, `(prompt, n) -> (tokens, seconds)`: n + 1 tokens, and the
+seconds of the last n, since the first one belongs to the prefill. An end of text does not stop it. All of them
+may use every core.
+"""
+
+import os
+import tempfile
+import time
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import minillm
+from minillm.checkpoint.pull import pulled
+from minillm.errors import UserError
+from minillm.generate import Plan, generate_tokens
+from minillm.sampling import new_sampler
+
+from .timing import Decode
+
+MODEL = "smollm2-135m"
+PEER_PACKAGES = ("torch", "transformers", "gguf", "xllamacpp")
+THREADS = os.cpu_count() or 1
+
+
+def open_minillm() -> Decode:
+    """Our own generation."""
+    lm, greedy = minillm.load(MODEL), new_sampler(temperature=0, seed=0)
+    model = lm.model
+
+    def decode(prompt: list[int], n: int) -> tuple[list[int], float]:
+        tokens = generate_tokens(model, Plan.of(prompt, n + 1, lm.config.context), greedy)
+        first, started = next(tokens), time.perf_counter()
+        rest = list(tokens)
+        return [first, *rest], time.perf_counter() - started
+
+    return decode
+
+
+def open_transformers() -> Decode:
+    """LlamaForCausalLM, eager, by its own `generate`, which was no slower than a bare loop over its cache."""
+    torch, model = import_module("torch"), transformers_model()
+    torch.set_num_threads(THREADS)
+
+    def decode(prompt: list[int], n: int) -> tuple[list[int], float]:
+        tokens, clock = torch.tensor([prompt]), Clock()
+        options = {"max_new_tokens": n + 1, "do_sample": False, "streamer": clock}
+        out = model.generate(tokens, attention_mask=torch.ones_like(tokens), **options)
+        return out[0, len(prompt) :].tolist(), clock.times[-1] - clock.times[1]
+
+    return decode
+
+
+class Clock:
+    """A streamer for `generate` that notes when things came: the prompt, then each token."""
+
+    def __init__(self):
+        self.times: list[float] = []
+
+    def put(self, tokens) -> None:
+        self.times.append(time.perf_counter())
+
+    def end(self) -> None:
+        pass
+
+
+def open_llama_cpp() -> Decode:
+    """llama.cpp, given the model as a float32 file."""
+    xllamacpp = import_module("xllamacpp")
+    params = xllamacpp.CommonParams()
+    params.n_ctx, params.n_parallel, params.fit_params, params.verbosity = 512, 1, False, 0
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = THREADS
+    params.load_mode = xllamacpp.llama_load_mode.LLAMA_LOAD_MODE_NONE  # not mapped: the file goes away
+    with tempfile.TemporaryDirectory() as folder:
+        params.model.path = str(Path(folder) / "model.gguf")
+        write_float32(params.model.path)
+        server = xllamacpp.Server(params)
+    options = {"temperature": 0, "samplers": ["temperature"], "ignore_eos": True, "cache_prompt": False}
+
+    def decode(prompt: list[int], n: int) -> tuple[list[int], float]:
+        request = {"prompt": prompt, "n_predict": n + 1, **options}
+        # Token ids come only with log-probabilities, which cost time: ask for them in a call that is not timed.
+        named = server.handle_completions({**request, "logprobs": 1})["choices"][0]["logprobs"]["content"]
+        timings = server.handle_completions(request)["timings"]
+        return [token["id"] for token in named], n / timings["predicted_per_second"]
+
+    return decode
+
+
+HF_NAMES = {
+    "token_embd": "embed_tokens",
+    "output_norm": "norm",
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+
+
+def transformers_model() -> Any:
+    """The model in transformers, its weights read by the gguf package and not by minillm."""
+    gguf, torch, transformers = import_module("gguf"), import_module("torch"), import_module("transformers")
+    reader = gguf.GGUFReader(pulled(MODEL))
+    values = {name.removeprefix("llama."): field.contents() for name, field in reader.fields.items()}
+    config = transformers.LlamaConfig(
+        vocab_size=values["vocab_size"],
+        hidden_size=values["embedding_length"],
+        intermediate_size=values["feed_forward_length"],
+        num_hidden_layers=values["block_count"],
+        num_attention_heads=values["attention.head_count"],
+        num_key_value_heads=values["attention.head_count_kv"],
+        max_position_embeddings=values["context_length"],
+        rms_norm_eps=values["attention.layer_norm_rms_epsilon"],
+        rope_parameters={"rope_type": "default", "rope_theta": values["rope.freq_base"]},
+        tie_word_embeddings=True,
+        eos_token_id=None,
+    )
+    heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
+    weights = {}
+    for tensor in reader.tensors:
+        *layer, name, _ = tensor.name.replace("blk.", "layers.").split(".")
+        array = gguf.dequantize(tensor.data, tensor.tensor_type)
+        if name in heads:  # these rows are stored for interleaved RoPE, transformers has the half-split one
+            array = array.reshape(heads[name], -1, 2, array.shape[1]).swapaxes(1, 2).reshape(array.shape)
+        weights[".".join(["model", *layer, HF_NAMES[name], "weight"])] = torch.tensor(np.array(array))
+    model = transformers.LlamaForCausalLM(config)
+    model.load_state_dict({**weights, "lm_head.weight": weights["model.embed_tokens.weight"]})
+    return model.eval()
+
+
+def write_float32(path: str) -> None:
+    """The model as a GGUF file with every tensor in float32."""
+    gguf = import_module("gguf")
+    reader, writer = gguf.GGUFReader(pulled(MODEL)), gguf.GGUFWriter(path, "llama")
+    changed = {"general.file_type": int(gguf.LlamaFileType.ALL_F32)}
+    for name, field in reader.fields.items():
+        if not name.startswith("GGUF.") and name != "general.architecture":  # which the writer adds itself
+            element = field.types[-1] if len(field.types) > 1 else None
+            writer.add_key_value(name, changed.get(name, field.contents()), field.types[0], element)
+    for tensor in reader.tensors:
+        writer.add_tensor(tensor.name, gguf.dequantize(tensor.data, tensor.tensor_type))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def require_peers() -> None:
+    """UserError says how to get the packages of the peers, if one is not there."""
+    lacking = [package for package in PEER_PACKAGES if find_spec(package) is None]
+    if lacking:
+        raise UserError(f"--peers needs {', '.join(lacking)}, not installed here; run: pip install -e '.[oracle]'")
