@@ -1,8 +1,8 @@
 """Greedy decoding at batch 1, SmolLM2-135M in float32: `python -m bench.decode --peers`.
 
-Prints a table and writes results/decode.json. What compares is the ratio of two turns of one round: tokens a
-second depend on the machine and its mood. Decoding one sequence reads every weight once a token, so the memory
-bandwidth bounds it; the share of that bound says how much is left to win.
+Prints a table; with --peers it also writes results/decode.json. What compares is the ratio of two turns of one
+round: tokens a second depend on the machine and its mood. Decoding one sequence reads every weight once a token,
+so the memory bandwidth bounds it; the share of that bound says how much is left to win.
 """
 
 import json
@@ -52,8 +52,9 @@ def main(peers: bool, rounds: int, tokens: int) -> None:
     except UserError as error:
         sys.exit(f"bench.decode: {error}")
     show(report)
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(report, indent=2) + "\n")
+    if peers:  # a run alone must not replace a comparison
+        RESULTS.parent.mkdir(exist_ok=True)
+        RESULTS.write_text(json.dumps(report, indent=2) + "\n")
 
 
 def measure(peers: bool, rounds: int, n: int) -> dict:

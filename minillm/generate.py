@@ -65,14 +65,19 @@ class Plan:
         state = model.init_state(StateSpec(slots=1, max_len=self.capacity))
         if not sampler.penalises:
             return state, None
-        return state, History.empty(row(len(self.prompt)), model.embed.shape[0])
+        return state, History.empty(i32(len(self.prompt)), model.embed.shape[0])
 
 
-def compile_ahead(shapes: Model, plan: Plan, sampler: Sampler) -> None:
+def compile_prefill(shapes: Model, plan: Plan, sampler: Sampler) -> None:
     """Compile what the first chunk of the prompt needs, from the shapes of a model that is still loading."""
-    state, history = plan.begin(shapes, sampler)
     tokens, n = padded(plan.prompt[:CHUNK])
-    advance.lower(shapes, state, history, sampler, tokens, row(0), row(n)).compile()
+    advance.lower(shapes, *plan.begin(shapes, sampler), sampler, tokens, i32(0), i32(n)).compile()
+
+
+def compile_step(shapes: Model, plan: Plan, sampler: Sampler) -> None:
+    """Compile what each further token needs."""
+    token = host(np.zeros((1, 1), np.int32))
+    advance.lower(shapes, *plan.begin(shapes, sampler), sampler, token, i32(0), i32(1)).compile()
 
 
 def generate_tokens(model: Model, plan: Plan, sampler: Sampler) -> Iterator[int]:
@@ -81,13 +86,13 @@ def generate_tokens(model: Model, plan: Plan, sampler: Sampler) -> Iterator[int]
     token: Any = None
     for start in range(0, len(prompt), CHUNK):
         tokens, n = padded(prompt[start : start + CHUNK])
-        state, history, token = advance(model, state, history, sampler, tokens, row(start), row(n))
+        state, history, token = advance(model, state, history, sampler, tokens, i32(start), i32(n))
     yield token.item()
     for length in range(len(prompt), plan.end - 1):
         if length == capacity:
             capacity = min(2 * capacity, plan.end)
             state = enlarged(state, model.init_state(StateSpec(slots=1, max_len=capacity)))
-        state, history, token = advance(model, state, history, sampler, token, row(length), row(1))
+        state, history, token = advance(model, state, history, sampler, token, i32(length), i32(1))
         yield token.item()
 
 
@@ -109,6 +114,6 @@ def padded(tokens: Sequence[int]) -> tuple[jax.Array, int]:
     return host(array), len(tokens)
 
 
-def row(value: int) -> jax.Array:
-    """i32 [1]."""
+def i32(value: int) -> jax.Array:
+    """One sequence's number, i32 [1]."""
     return host(np.array([value], np.int32))

@@ -1,10 +1,11 @@
 """LM: a model and its tokenizer; what `minillm.load` returns."""
 
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -15,13 +16,15 @@ from .checkpoint.loader import open_checkpoint
 from .checkpoint.pull import MODELS, pulled
 from .config import Config
 from .errors import UserError
-from .generate import Plan, bucket, compile_ahead, generate_tokens
+from .generate import Plan, bucket, compile_prefill, compile_step, generate_tokens
 from .model import Model
 from .sampling import new_sampler
 from .span import Span
 from .stops import StopFilter
 from .tokenizer import Tokenizer
 from .xla import Programs, keep_programs
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,8 @@ class Completion:
 
     finish_reason is `stop` (the model or a stop string ended it), `length` (max_tokens or the context did) or
     `interrupted` (the reader stopped reading). timings: ttft_s, prefill_tok_s, decode_tok_s, compile_s; rates
-    leave compile time out, and are None where nothing was measured.
+    leave compile time out, and are None where nothing was measured. A program's first run still sets things up,
+    so prefill is slower in a fresh process; compile_s includes loading programs from disk.
     """
 
     text: str
@@ -154,7 +158,7 @@ class Stream:
         self.ready: str | None = None
 
     def wait(self) -> None:
-        """Return once the first piece is there: everything is compiled and the prompt is read."""
+        """Return once the first piece is there: the prompt is read."""
         if self.ready is None and not self.tokens:
             self.ready = next(self.pieces, "")
 
@@ -204,8 +208,10 @@ class Stream:
         started, n = time.perf_counter(), 0
         first = first_compiled = 0.0
         with Programs() as programs:
+            step_compiled = None
             if not lm.weights.done():
-                compile_ahead(lm.shapes, plan, self.sampler)
+                compile_prefill(lm.shapes, plan, self.sampler)
+                step_compiled = in_background(compile_step, lm.shapes, plan, self.sampler)
             model = lm.model
             began, compiled = time.perf_counter(), programs.seconds
             for token in generate_tokens(model, plan, self.sampler):
@@ -220,6 +226,8 @@ class Stream:
                     "compile_s": programs.seconds,
                 }
                 yield token
+                if step_compiled:
+                    step_compiled.result()
 
 
 @jax.jit
@@ -236,10 +244,16 @@ def load(model: str | Path) -> LM:
     keep_programs()
     checkpoint = open_checkpoint(find_model(model))
     shapes = checkpoint.shapes()
-    reader = ThreadPoolExecutor(1)
-    weights = reader.submit(checkpoint.model)
-    reader.shutdown(wait=False)
+    weights = in_background(checkpoint.model)
     return LM(checkpoint.config, checkpoint.tokenizer(), shapes, weights)
+
+
+def in_background(function: Callable[..., T], *arguments: Any) -> Future[T]:
+    """Call function in a thread of its own."""
+    thread = ThreadPoolExecutor(1)
+    future = thread.submit(function, *arguments)
+    thread.shutdown(wait=False)
+    return future
 
 
 def find_model(model: str | Path) -> Path:

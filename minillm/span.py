@@ -2,7 +2,10 @@
 
 A forward over `t` tokens of `b` sequences is the same program whether it is a prefill, a decode step, the
 verification of a draft or a scoring pass. What differs is this record, made once a forward and shared by every
-block: where each row starts, how many of its tokens are real, and, for a draft tree, who follows whom.
+block: where each sequence stands, how many of its tokens are real, and, for a draft tree, who follows whom.
+
+A draft is a cheap guess of several tokens ahead. One forward checks them all, and only those that hold are
+committed; in a draft tree several guesses share their beginning.
 """
 
 import jax
@@ -12,9 +15,9 @@ from flax import struct
 
 @struct.dataclass
 class Span:
-    """Tokens `start … start + n - 1` of the sequence in memory row `slot`, for each of b rows.
+    """Tokens `start … start + n - 1` of b sequences, each remembered in a slot of the memory.
 
-    slot    i32 [b], or None: row i uses slot i (said statically, so that no memory has to be gathered)
+    slot    i32 [b], or None: sequence i uses slot i, and no memory has to be gathered
     start   i32 [b]      tokens already committed, so the first new token's index in the sequence
     n       i32 [b]      how many of the t tokens are real; the rest is padding (0 is legal)
     pos     i32 [b, t]   absolute positions: start + depth in the draft tree

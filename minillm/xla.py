@@ -5,7 +5,6 @@ something compiled is a thing to watch: a decoder that compiles for every length
 """
 
 import time
-from collections.abc import Callable
 from typing import cast
 
 import jax
@@ -32,21 +31,15 @@ class Programs:
     programs.count, programs.seconds
     """
 
-    def __init__(self, on_start: Callable[[], None] | None = None):
-        self.count, self.seconds, self.on_start = 0, 0.0, on_start
+    def __init__(self):
+        self.count, self.seconds = 0, 0.0
 
     def __enter__(self) -> "Programs":
-        jax.monitoring.register_scalar_listener(self._started)
         jax.monitoring.register_event_duration_secs_listener(self._ended)
         return self
 
     def __exit__(self, *exception) -> None:
-        jax.monitoring.unregister_scalar_listener(self._started)
         jax.monitoring.unregister_event_duration_listener(self._ended)
-
-    def _started(self, event: str, value: float, **details) -> None:
-        if event == COMPILE_EVENT and self.on_start:
-            self.on_start()
 
     def _ended(self, event: str, duration_secs: float, **details) -> None:
         if event == COMPILE_EVENT:

@@ -1,7 +1,8 @@
 """The plain KV cache: one block of rows a sequence, token j in row j.
 
 A span's keys and values are written past the committed length, so keeping a prefix of a chain needs no work at
-all: the next span simply starts there. Keeping one path of a draft tree moves that path's rows together.
+all: the length is not stored here, the next span simply starts there. Keeping one path of a draft tree moves that
+path's rows together.
 
 Decoding reads the whole memory once a step, so the layout follows the reads: the rows of one KV head lie
 together, which makes both products of attention plain batched matrix products without a copy.
@@ -42,6 +43,7 @@ class Contiguous:
         """Q [b t h k] -> y [b t h k], lse [b t h]; options as in `ops.naive_attention`."""
         keys = self.keys if at.slot is None else self.keys[at.slot]
         values = self.values if at.slot is None else self.values[at.slot]
+        # The op wants [b, s, g, k]; XLA folds the transpose into its matrix products and moves nothing.
         return attend_rows(q, jnp.moveaxis(keys, 2, 1), jnp.moveaxis(values, 2, 1), at, **options)
 
     def commit(self, at: Span, keep: jax.Array, n_keep: jax.Array) -> "Contiguous":

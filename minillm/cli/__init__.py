@@ -15,7 +15,7 @@ minillm: LLM inference, small enough to read
 
   learn   read the core in the README's order; python -c "from minillm import ops; help(ops)"
   run     minillm pull smollm2-135m
-          minillm generate --model smollm2-135m "The capital of France is"
+          minillm generate --model smollm2-135m --chat "Name three colours."
   judge   hold a kernel to its float64 definition: from minillm.ops import attention_ref
 
 minillm --help lists the commands.

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from ..lm import LM, Completion, Stream
 
 
-@click.command("generate")
+@click.command("generate", short_help="Continue a prompt.")
 @click.argument("prompt", required=False)
 @click.option("--model", required=True, help="A name, a .gguf file, or a folder with config.json + safetensors.")
-@click.option("--max-tokens", default=128, show_default=True, help="Stop after this many.")
+@click.option("--max-tokens", default=128, show_default=True, help="Stop after this many tokens.")
 @click.option("--temperature", default=0.7, show_default=True, help="0 always takes the likeliest token.")
 @click.option("--top-k", default=0, help="Keep the k likeliest tokens; 0 is off.")
 @click.option("--top-p", default=1.0, help="Keep the likeliest tokens up to this probability; 1 is off.")
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 @click.option("--stats", is_flag=True, help="Show speed against this machine's memory bandwidth.")
 def command(prompt: str | None, model: str, as_json: bool, stats: bool, chat: bool, **options: Any) -> None:
-    r"""Continue PROMPT, or standard input if it is - or left out.
+    """Continue PROMPT, or standard input (less one final line break) if it is - or left out.
 
     \b
     Examples:
@@ -56,7 +56,9 @@ def command(prompt: str | None, model: str, as_json: bool, stats: bool, chat: bo
     else:
         click.echo()
     if shown:
-        click.echo(click.style(closing_line(completion), dim=True), err=True)
+        tries = {"--chat": chat, "--stats": stats, "--temperature 0": options["temperature"] == 0}
+        unused = [option for option, used in tries.items() if not used]
+        click.echo(click.style(closing_line(completion, unused), dim=True), err=True)
     if stats:
         click.echo(statistics(lm, completion), err=True)
     if completion.finish_reason == "interrupted":
@@ -71,7 +73,7 @@ def read_prompt(prompt: str | None) -> str:
         return prompt
     raw = sys.stdin.buffer.read()
     try:
-        return raw.decode()
+        return raw.decode().removesuffix("\n")
     except UnicodeDecodeError as error:
         raise UserError(f"standard input is not UTF-8: byte {error.start} is {raw[error.start]:#04x}") from None
 
@@ -80,7 +82,7 @@ def start(prompt: str, model: str, chat: bool, options: dict[str, Any]) -> "tupl
     """Load the model and generate the first piece of text, telling a terminal what takes the time."""
     programs = program_folder()
     first_run = not programs.is_dir() or not any(programs.iterdir())
-    doing = "compiling (first run only)" if first_run else f"loading {model}"
+    doing = "compiling (first run only)" if first_run else f"loading {model}, compiling what is new"
     first_line = printable(prompt).strip().partition("\n")[0][:60]
     with status(f"{first_line} … {doing}"):
         from ..lm import load
@@ -98,11 +100,12 @@ def flat(completion: "Completion") -> dict[str, Any]:
     return fields | fields.pop("timings")
 
 
-def closing_line(completion: "Completion") -> str:
-    """One line on how it went and what to try next."""
+def closing_line(completion: "Completion", unused: list[str]) -> str:
+    """One line on how it went, and what to try next."""
     speed = completion.timings.get("decode_tok_s")
     rate = f", {speed:.0f} tokens/s" if speed else ""
-    return f"{len(completion.tokens)} tokens{rate}; try --chat, --stats or --temperature 0"
+    hint = f"; try {' or '.join(unused)}" if unused else ""
+    return f"{len(completion.tokens)} tokens{rate}{hint}"
 
 
 def statistics(lm: "LM", completion: "Completion") -> str:

@@ -1,14 +1,15 @@
 """`minillm info`: what is in a checkpoint."""
 
 import math
+import re
 
 import click
 
 
-@click.command("info")
+@click.command("info", short_help="Show what is in a checkpoint.")
 @click.argument("model")
 def command(model: str) -> None:
-    r"""Show the architecture, parameters, memory and tensors of MODEL, a name, a .gguf file or a folder.
+    """Show the tensors, architecture, parameters and memory of MODEL, a name, a .gguf file or a folder.
 
     \b
     Example:
@@ -29,16 +30,21 @@ def command(model: str) -> None:
         ("context", f"{config.context} tokens, RoPE base {config.rope_theta:g}"),
         ("head", "tied to the embedding" if config.tied else "a matrix of its own"),
         ("parameters", f"{parameters:,}"),
-        ("on disk", size(stored)),
-        ("in memory", f"{size(4 * parameters)} as float32"),
+        ("tensors", f"{size(stored)} on disk, {size(4 * parameters)} in memory as float32"),
         ("KV cache", f"{size(2 * 4 * config.n_layers * config.g * config.k)} a token as float32"),
     ]
-    for name, value in rows:
-        click.echo(f"{name:<14}{value}")
-    click.echo(f"\n{'tensor':<40}{'shape':>16}{'type':>7}{'bytes':>14}")
-    for name in source.names():
+    click.echo(f"{'tensor':<40}{'shape':>16}{'type':>7}{'bytes':>14}")
+    for name in sorted(source.names(), key=natural):
         shape = " x ".join(str(n) for n in source.shape(name))
         click.echo(f"{name:<40}{shape:>16}{source.dtype(name):>7}{source.nbytes(name):>14,}")
+    click.echo()
+    for name, value in rows:
+        click.echo(f"{name:<14}{value}")
+
+
+def natural(name: str) -> list[str | int]:
+    """A sort key by which layer 10 comes after layer 9."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
 
 
 def size(nbytes: float) -> str:

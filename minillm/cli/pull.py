@@ -5,10 +5,10 @@ import click
 from .terminal import status
 
 
-@click.command("pull")
+@click.command("pull", short_help="Fetch a model by name.")
 @click.argument("name")
 def command(name: str) -> None:
-    r"""Fetch a model by NAME, check it, and keep it in the cache folder.
+    """Fetch a model by NAME, check it, and keep it in the cache folder.
 
     \b
     Example:

@@ -1,6 +1,6 @@
 """Attention as three lines of algebra: all scores, a softmax, a weighted sum (definition in `ref.py`).
 
-The whole t x s score matrix exists in memory; the blocked forms exist to avoid that. A row that
+The whole t x s score matrix exists in memory, which FlashAttention avoids. A row that
 holds no token (k_pos < 0) is taken out by `where`, never by a factor: memory that was never written may hold
 anything, and 0 * NaN is NaN.
 """

@@ -11,7 +11,7 @@ import minillm
 from minillm import laws
 from minillm.cache import StateSpec
 from minillm.errors import UserError
-from minillm.generate import Plan, advance, generate_tokens, row
+from minillm.generate import Plan, advance, generate_tokens, i32
 from minillm.sampling import new_sampler
 from minillm.xla import Programs
 
@@ -91,7 +91,7 @@ def test_the_memory_of_a_short_text_does_not_depend_on_the_models_context():
 
 def test_a_decode_step_reads_and_writes_memory_in_place(tiny):
     state = tiny.model.init_state(StateSpec(slots=1, max_len=64))
-    lowered = advance.lower(tiny.model, state, None, GREEDY, row(5)[:, None], row(3), row(1))
+    lowered = advance.lower(tiny.model, state, None, GREEDY, i32(5)[:, None], i32(3), i32(1))
     compiled = lowered.compile()
     held = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     assert compiled.memory_analysis().alias_size_in_bytes == held  # pyright: ignore[reportOptionalMemberAccess]
@@ -159,7 +159,7 @@ def test_the_same_seed_draws_the_same_text_and_another_seed_another(tiny):
 )
 def test_every_option_changes_the_distribution(tiny, change):
     logits = jnp.asarray(np.random.default_rng(0).normal(size=(1, 20)).astype(np.float32) * 3)
-    history = minillm.sampling.History(logits > 0, (logits > 1).astype(jnp.int32), row(0))
+    history = minillm.sampling.History(logits > 0, (logits > 1).astype(jnp.int32), i32(0))
     base, changed = (tiny.stream("hello", **options).sampler for options in ({}, change))
     assert not np.array_equal(base.filtered(logits, history), changed.filtered(logits, history))
 
@@ -179,7 +179,7 @@ def test_the_filtered_logits_are_the_definitions_in_their_stated_order(tiny):
     counts, seen = rng.integers(0, 3, (1, 50)).astype(np.int32), rng.random((1, 50)) < 0.5
     values = {"temperature": 0.8, "top_k": 20, "top_p": 0.9, "min_p": 0.05, "repeat_penalty": 1.3}
     sampler = new_sampler(**values, presence_penalty=0.4, frequency_penalty=0.2, seed=0)
-    history = minillm.sampling.History(jnp.asarray(seen), jnp.asarray(counts), row(0))
+    history = minillm.sampling.History(jnp.asarray(seen), jnp.asarray(counts), i32(0))
     v = {name: np.array([value]) for name, value in values.items()}
     expected = ops.penalise_repetition_ref(logits, seen, v["repeat_penalty"])
     expected = ops.penalise_counts_ref(expected, counts, np.array([0.4]), np.array([0.2]))
