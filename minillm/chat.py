@@ -1,6 +1,7 @@
 """Chat templates: a checkpoint's own Jinja source turns messages into the text it was trained on."""
 
 from collections.abc import Sequence
+from datetime import datetime
 from typing import NoReturn, TypedDict
 
 import jinja2
@@ -22,14 +23,17 @@ def render_chat(template: str, messages: Sequence[Message], bos: str, eos: str) 
     The template comes with the checkpoint and is not trusted: it runs in Jinja's sandbox, without files,
     attributes of Python objects, or changes to what it is given. UserError if it refuses or fails.
     """
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, autoescape=False)
-    environment.globals["raise_exception"] = refuse
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, autoescape=False, extensions=["jinja2.ext.loopcontrols"]
+    )
+    environment.globals |= {"raise_exception": refuse, "strftime_now": lambda form: datetime.now().strftime(form)}
     try:
         return environment.from_string(template).render(
             messages=list(messages), bos_token=bos, eos_token=eos, add_generation_prompt=True
         )
-    except (jinja2.TemplateError, TypeError, ArithmeticError, LookupError, RecursionError) as error:
-        raise UserError(f"the checkpoint's chat template failed: {error}") from None
+    except Exception as error:  # whatever a template that is not trusted may bring about
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"the checkpoint's chat template failed: {reason}") from None
 
 
 def refuse(reason: str) -> NoReturn:

@@ -69,8 +69,8 @@ class Fields:
     def only(self, key: str, *allowed: Any) -> None:
         """The field, if it is there, has one of the values that the maths here is written for."""
         self.read.add(key)
-        value = self.values.get(key, allowed[0])
-        if value not in allowed:
+        value = self.values.get(key)
+        if value is not None and value not in allowed:
             expected = " or ".join(repr(one) for one in allowed)
             raise UserError(f"{self.where}: {key} is {shown(value)}, which is not supported; expected {expected}")
 
@@ -103,8 +103,8 @@ def is_size(value: Any) -> bool:
 
 
 def is_positive(value: Any) -> bool:
-    """Whether value is a finite number above 0."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("inf")
+    """Whether value is a number above 0 and below 1e30."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1e30
 
 
 def shown(value: Any) -> str:

@@ -18,7 +18,7 @@ from .cache import StateSpec
 from .model import Model
 from .sampling import History, Sampler
 from .span import Span
-from .xla import host
+from .xla import on_device
 
 CHUNK = 512  # tokens of prompt a forward
 LEAST_CHUNK, LEAST_MEMORY = 16, 256
@@ -48,17 +48,18 @@ def advance(
 
 @dataclass
 class Plan:
-    """Sizes of one generation: where it must `end`, and the `capacity` its memory starts with, in tokens."""
+    """Sizes of one generation in tokens: its `end`, its memory's first `capacity`, and the model's `context`."""
 
     prompt: Sequence[int]
     end: int
     capacity: int
+    context: int
 
     @staticmethod
     def of(prompt: Sequence[int], max_tokens: int, context: int) -> "Plan":
         """A plan for up to max_tokens after prompt, in a model made for `context` tokens."""
         end = min(len(prompt) + max_tokens, context)
-        return Plan(prompt, end, min(bucket(min(end, len(prompt) + AHEAD), LEAST_MEMORY), context))
+        return Plan(prompt, end, min(bucket(min(end, len(prompt) + AHEAD), LEAST_MEMORY), context), context)
 
     def begin(self, model: Model, sampler: Sampler) -> tuple[tuple, History | None]:
         """Empty memory and history."""
@@ -76,7 +77,7 @@ def compile_prefill(shapes: Model, plan: Plan, sampler: Sampler) -> None:
 
 def compile_step(shapes: Model, plan: Plan, sampler: Sampler) -> None:
     """Compile what each further token needs."""
-    token = host(np.zeros((1, 1), np.int32))
+    token = on_device(np.zeros((1, 1), np.int32))
     advance.lower(shapes, *plan.begin(shapes, sampler), sampler, token, i32(0), i32(1)).compile()
 
 
@@ -90,7 +91,7 @@ def generate_tokens(model: Model, plan: Plan, sampler: Sampler) -> Iterator[int]
     yield token.item()
     for length in range(len(prompt), plan.end - 1):
         if length == capacity:
-            capacity = min(2 * capacity, plan.end)
+            capacity = min(2 * capacity, plan.context)
             state = enlarged(state, model.init_state(StateSpec(slots=1, max_len=capacity)))
         state, history, token = advance(model, state, history, sampler, token, i32(length), i32(1))
         yield token.item()
@@ -111,9 +112,9 @@ def padded(tokens: Sequence[int]) -> tuple[jax.Array, int]:
     """Tokens as i32 [1, bucket], and how many are real."""
     array = np.zeros((1, bucket(len(tokens), LEAST_CHUNK)), np.int32)
     array[0, : len(tokens)] = tokens
-    return host(array), len(tokens)
+    return on_device(array), len(tokens)
 
 
 def i32(value: int) -> jax.Array:
     """One sequence's number, i32 [1]."""
-    return host(np.array([value], np.int32))
+    return on_device(np.array([value], np.int32))

@@ -14,7 +14,9 @@ that was not written can be used unseen. All checks raise AssertionError.
 """
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
@@ -22,9 +24,8 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from hypothesis import HealthCheck, Phase, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
 from .blocks import Block
 from .cache import StateSpec
@@ -34,13 +35,11 @@ from .span import Span
 System = Block | Model
 Inputs = Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]
 
-SLOTS, LONGEST, PAGE_SIZE = 3, 16, 4
-N_PAGES = SLOTS * LONGEST // PAGE_SIZE + 2
-SPEC = StateSpec(SLOTS, LONGEST, page_size=PAGE_SIZE, n_pages=N_PAGES)
-WILD_PAGE = 1 << 20  # stands in table entries that no row reaches
+SPEC = StateSpec(slots=3, max_len=16, page_size=4, n_pages=14)
+WILD = 1 << 20  # stands where nobody may look: in page table entries no row reaches, in `keep` beyond n_keep
 
-Form = Literal["step", "prefill", "draft", "tree"]
-WIDTH: dict[Form, int] = {"step": 1, "prefill": 5, "draft": 5, "tree": 5}
+Form = Literal["prefill", "draft", "step", "tree"]
+WIDTH: dict[Form, int] = {"prefill": 5, "draft": 5, "step": 1, "tree": 5}
 
 
 @partial(jax.jit, donate_argnames="state")
@@ -79,95 +78,94 @@ def check_schedules(
 ) -> None:
     """Run `examples` random schedules of `steps` spans; tolerance is max |error| / max |output|.
 
-    A schedule that fails is shrunk to a short one, unless it only matters that there is one.
+    A schedule that fails is shrunk to a short one, unless it only matters that there is one. It is an error if
+    the schedules drawn left one form of span without a token.
     """
+    seen: Counter[Form] = Counter()
 
-    class Machine(Schedules):
-        pass
-
-    Machine.system, Machine.inputs, Machine.spec, Machine.tolerance = system, staticmethod(inputs), spec, tolerance
-    run_state_machine_as_test(
-        Machine,
-        settings=settings(
-            max_examples=examples,
-            stateful_step_count=steps,
-            deadline=None,
-            database=None,
-            derandomize=True,
-            print_blob=False,
-            suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
-            phases=(Phase.generate, Phase.shrink) if shrink else (Phase.generate,),
-        ),
+    @settings(
+        max_examples=examples,
+        deadline=None,
+        database=None,
+        derandomize=True,
+        print_blob=False,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+        phases=(Phase.generate, Phase.shrink) if shrink else (Phase.generate,),
     )
+    @given(data=st.data())
+    def run(data: st.DataObject) -> None:
+        schedule = Schedule(system, inputs, spec, tolerance, data)
+        for step in range(steps):
+            form = list(WIDTH)[step % len(WIDTH)]
+            schedule.prelude()
+            seen[form] += schedule.span(form)
+
+    run()
+    unseen = set(list(WIDTH)[:steps]) - {form for form, tokens in seen.items() if tokens}
+    assert not unseen, f"no token went through: {', '.join(unseen)}; draw more examples or steps"
 
 
-class Schedules(RuleBasedStateMachine):
-    """The state machine: memory under test beside the plain list of what each slot has read."""
+class Schedule:
+    """One schedule as it unfolds: memory under test beside the plain list of what each slot has read."""
 
-    system: System
-    inputs: Inputs
-    spec: StateSpec
-    tolerance: float
-
-    @initialize(seed=st.integers(0, 2**16))
-    def start(self, seed: int) -> None:
-        self.rng = np.random.default_rng(seed)
-        self.state = poisoned(self.system.init_state(self.spec))
-        self.read: list[list[np.ndarray]] = [[] for _ in range(SLOTS)]
-        self.free = list(self.rng.permutation(N_PAGES))
-        self.owned: list[list[int]] = [[] for _ in range(SLOTS)]
+    def __init__(self, system: System, inputs: Inputs, spec: StateSpec, tolerance: float, data: st.DataObject):
+        self.system, self.inputs, self.spec, self.tolerance, self.data = system, inputs, spec, tolerance, data
+        self.rng = np.random.default_rng(data.draw(st.integers(0, 2**16)))
+        self.state = poisoned(system.init_state(spec))
+        self.read: list[list[np.ndarray]] = [[] for _ in range(spec.slots)]
+        self.owned: list[list[int]] = [[] for _ in range(spec.slots)]
+        self.free = [int(page) for page in self.rng.permutation(spec.n_pages)]
         self.saved: Any = None
 
-    @rule(form=st.sampled_from(sorted(WIDTH)), whole=st.booleans(), data=st.data())
-    def span(self, form: Form, whole: bool, data: st.DataObject) -> None:
-        """Any span: all slots in order, or some slots in any order."""
-        rows = list(range(SLOTS)) if whole else data.draw(st.permutations(range(SLOTS)))[: SLOTS - 1]
-        draft = self.draw_draft(form, rows, data)
-        keep, n_keep = self.draw_kept(draft, data)
+    def prelude(self) -> None:
+        """What may happen between two spans."""
+        happening = self.data.draw(st.sampled_from(["nothing", "nothing", "reuse", "snapshot", "restore"]))
+        if happening == "reuse":  # nobody clears the memory: the first span of the new sequence says start = 0
+            slot = self.data.draw(st.integers(0, self.spec.slots - 1))
+            self.free, self.owned[slot], self.read[slot] = [*self.owned[slot], *self.free], [], []
+        elif happening == "snapshot":
+            self.saved = copied(self.state), deepcopy((self.read, self.owned, self.free))
+        elif happening == "restore" and self.saved:
+            self.state, (self.read, self.owned, self.free) = copied(self.saved[0]), deepcopy(self.saved[1])
+
+    def span(self, form: Form) -> int:
+        """Any span: all slots in order, or some slots in any order. Returns how many tokens it had."""
+        slots = range(self.spec.slots)
+        whole = self.data.draw(st.booleans()) or len(slots) == 1
+        rows = list(slots) if whole else self.data.draw(st.permutations(slots))[:-1]
+        draft = self.draw_draft(form, rows)
+        keep, n_keep = self.draw_kept(draft)
         x, at = self.poisoned_inputs(draft), self.place(draft, whole)
+        before = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), self.state)
         y, self.state = advance(self.system, x, self.state, at, keep, n_keep)
+        assert before == jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), self.state), "memory changed its shape"
         self.compare(draft, x, np.asarray(y))
         for i, slot in enumerate(rows):
             self.read[slot] += [x[i, j] for j in keep[i, : n_keep[i]]]
+        return sum(draft.n)
 
-    @rule(slot=st.integers(0, SLOTS - 1))
-    def reuse(self, slot: int) -> None:
-        """A new sequence starts in a used slot: nobody clears the memory, its first span says start = 0."""
-        self.read[slot] = []
-        self.free = [*self.owned[slot], *self.free]
-        self.owned[slot] = []
-
-    @rule()
-    def snapshot(self) -> None:
-        """Remember everything."""
-        self.saved = jax.tree.map(np.array, (self.state, self.read, self.free, self.owned))
-
-    @rule()
-    def restore(self) -> None:
-        """Go back to what was remembered."""
-        if self.saved is not None:
-            state, read, free, owned = jax.tree.map(np.array, self.saved)
-            self.state, self.read = state, [list(one) for one in read]
-            self.free, self.owned = [int(p) for p in free], [[int(p) for p in one] for one in owned]
-
-    def draw_draft(self, form: Form, rows: list[int], data: st.DataObject) -> Draft:
+    def draw_draft(self, form: Form, rows: list[int]) -> Draft:
         """How many tokens each row gets, and who follows whom."""
         t = WIDTH[form]
-        n = [data.draw(st.integers(0, min(t, LONGEST - len(self.read[slot])))) for slot in rows]
+        n = [self.draw_n(t, self.spec.max_len - len(self.read[slot])) for slot in rows]
         parent = np.tile(np.arange(t) - 1, (len(rows), 1))
         if form == "tree":
-            parent = np.array([[data.draw(st.integers(-1, j - 1)) for j in range(t)] for _ in rows])
+            parent = np.array([[self.data.draw(st.integers(-1, j - 1)) for j in range(t)] for _ in rows])
         paths = [[path_to(j, parent[i]) for j in range(n[i])] for i in range(len(rows))]
         return Draft(form, rows, n, parent.astype(np.int32), paths)
 
-    def draw_kept(self, draft: Draft, data: st.DataObject) -> tuple[np.ndarray, np.ndarray]:
-        """Which tokens stay: all, any prefix, or any path, by the form."""
-        keep = np.zeros(draft.parent.shape, np.int32)
-        n_keep = np.zeros(len(draft.rows), np.int32)
+    def draw_n(self, t: int, room: int) -> int:
+        """How many of t tokens are real; full spans come up as often as empty ones."""
+        return min(self.data.draw(st.sampled_from([t, *range(t)])), room)
+
+    def draw_kept(self, draft: Draft) -> tuple[np.ndarray, np.ndarray]:
+        """Which tokens stay: all, any prefix, or any path, by the form. `keep` is wider than any path."""
+        b, t = draft.parent.shape
+        keep, n_keep = np.full((b, t + 1), WILD, np.int32), np.zeros(b, np.int32)
         for i, paths in enumerate(draft.paths):
             last = len(paths) - 1
             if draft.form in ("draft", "tree"):
-                last = data.draw(st.integers(-1, last))
+                last = self.data.draw(st.integers(-1, last))
             path = paths[last] if last >= 0 else []
             keep[i, : len(path)], n_keep[i] = path, len(path)
         return keep, n_keep
@@ -191,9 +189,10 @@ class Schedules(RuleBasedStateMachine):
 
     def tables(self, draft: Draft, lengths: np.ndarray) -> np.ndarray:
         """Page tables that reach as far as they must; pages come from anywhere."""
-        tables = np.full((len(draft.rows), LONGEST // PAGE_SIZE), WILD_PAGE, np.int32)
+        size = self.spec.page_size
+        tables = np.full((len(draft.rows), -(-self.spec.max_len // size)), WILD, np.int32)
         for i, slot in enumerate(draft.rows):
-            while len(self.owned[slot]) * PAGE_SIZE < lengths[i]:
+            while len(self.owned[slot]) * size < lengths[i]:
                 self.owned[slot].append(self.free.pop())
             tables[i, : len(self.owned[slot])] = self.owned[slot]
         return tables
@@ -203,7 +202,8 @@ class Schedules(RuleBasedStateMachine):
         cells = [(i, j) for i, n in enumerate(draft.n) for j in range(n)]
         if not cells:
             return
-        whole = np.full((SLOTS * max(WIDTH.values()), LONGEST, *x.shape[2:]), poison(x.dtype), x.dtype)
+        shape = (self.spec.slots * max(WIDTH.values()), self.spec.max_len, *x.shape[2:])
+        whole = np.full(shape, poison(x.dtype), x.dtype)
         n = np.zeros(len(whole), np.int32)
         for row, (i, j) in enumerate(cells):
             sequence = [*self.read[draft.rows[i]], *(x[i, step] for step in draft.paths[i][j])]
@@ -230,12 +230,12 @@ def check_causality(system: System, inputs: Inputs, *, t: int = 16, seed: int = 
 
 
 def check_donation(system: System, inputs: Inputs, *, spec: StateSpec = SPEC) -> None:
-    """The compiled step gives all of its memory's buffers back as its result: nothing is copied to be updated."""
+    """The compiled step returns its memory in the buffers it came in: there are never two of it."""
     state = jax.tree.map(jnp.asarray, system.init_state(spec))
-    x = inputs(np.random.default_rng(0), (SLOTS, 1))
-    ones = np.ones(SLOTS, np.int32)
-    pages = np.arange(SLOTS * 2, dtype=np.int32).reshape(SLOTS, 2) if spec.kind == "paged" else None
-    at, keep = Span.chain(np.zeros(SLOTS, np.int32), ones, 1, pages=pages), np.zeros((SLOTS, 1), np.int32)
+    b = spec.slots
+    x, ones = inputs(np.random.default_rng(0), (b, 1)), np.ones(b, np.int32)
+    pages = np.arange(b * 2, dtype=np.int32).reshape(b, 2) if spec.kind == "paged" else None
+    at, keep = Span.chain(np.zeros(b, np.int32), ones, 1, pages=pages), np.zeros((b, 1), np.int32)
     compiled = advance.lower(system, x, state, at, keep, ones).compile()
     outputs = re.findall(r"\{(\d+)\}: \(\d+, \{\}, m\w+-alias\)", compiled.as_text() or "")
     leaves = len(jax.tree.leaves(state))
@@ -261,8 +261,13 @@ def poison(dtype: np.dtype) -> float | int:
 def poisoned(state: Any) -> Any:
     """Memory in which nothing was written: NaN wherever a NaN fits."""
     return jax.tree.map(
-        lambda leaf: np.full_like(leaf, poison(leaf.dtype)) if leaf.dtype.kind == "f" else leaf, state
+        lambda leaf: jnp.full_like(leaf, jnp.nan) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, state
     )
+
+
+def copied(state: Any) -> Any:
+    """Memory that donating the original does not touch."""
+    return jax.tree.map(jnp.copy, state)
 
 
 def close(found: np.ndarray, expected: np.ndarray, tolerance: float, what: str) -> None:

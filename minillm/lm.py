@@ -1,9 +1,11 @@
 """LM: a model and its tokenizer; what `minillm.load` returns."""
 
+import operator
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,7 +20,7 @@ from .config import Config
 from .errors import UserError
 from .generate import Plan, bucket, compile_prefill, compile_step, generate_tokens
 from .model import Model
-from .sampling import new_sampler
+from .sampling import new_sampler, require
 from .span import Span
 from .stops import StopFilter
 from .tokenizer import Tokenizer
@@ -62,11 +64,16 @@ class LM:
 
     def logits(self, tokens) -> np.ndarray:
         """Scores of the next token after each: tokens i32 [b, t] -> float32 [b, t, v]."""
-        tokens = np.asarray(tokens)
+        try:
+            tokens = np.asarray(tokens)
+        except ValueError:
+            raise UserError("tokens are rows of different lengths, expected int [b, t]") from None
         if tokens.ndim != 2 or tokens.dtype.kind not in "iu" or tokens.size == 0:
             raise UserError(f"tokens have shape {list(tokens.shape)} and dtype {tokens.dtype}, expected int [b, t]")
         self._check_ids(tokens)
         b, t = tokens.shape
+        if t > self.config.context:
+            raise UserError(f"tokens have t = {t}, but the model's context is {self.config.context}; shorten them")
         row = np.zeros((b, bucket(t, 16)), np.int32)
         row[:, :t] = tokens
         return np.asarray(score(self.model, row, np.full(b, t, np.int32)))[:, :t]
@@ -83,7 +90,7 @@ class LM:
         prompt: str | Sequence[int],
         *,
         max_tokens: int = 128,
-        stop: Sequence[str] = (),
+        stop: str | Sequence[str] = (),
         temperature: float = 0.7,
         top_k: int = 0,
         top_p: float = 1.0,
@@ -105,8 +112,8 @@ class LM:
             seed=seed,
         )
         ids = self.prompt_ids(prompt)
-        if max_tokens < 1:
-            raise UserError(f"max_tokens is {max_tokens}, expected 1 or more")
+        require(isinstance(max_tokens, Integral) and max_tokens >= 1, "max_tokens", max_tokens, "1 or more")
+        stop = (stop,) if isinstance(stop, str) else tuple(stop)
         if stop and self.tokenizer is None:
             raise UserError("stop strings need a tokenizer, and this checkpoint has none")
         if not all(stop):
@@ -120,7 +127,10 @@ class LM:
                 raise UserError("this checkpoint has no tokenizer, so the prompt must be token ids")
             ids = self.tokenizer.encode(prompt)
         else:
-            ids = [int(token) for token in prompt]
+            try:
+                ids = [operator.index(token) for token in prompt]
+            except TypeError:
+                raise UserError("the prompt holds something that is no token id, expected whole numbers") from None
         if not ids:
             raise UserError("the prompt is empty, expected at least one token")
         if len(ids) >= self.config.context:
@@ -186,8 +196,7 @@ class Stream:
                 self.finish_reason = "stop"
                 break
             self.tokens.append(token)
-            if decoded:
-                yield self._give(stops.push(decoded.push(token)))
+            yield self._give(stops.push(decoded.push(token)) if decoded else "")
             if stops.hit:
                 self.finish_reason = "stop"
                 return
@@ -203,31 +212,33 @@ class Stream:
         return piece
 
     def _timed_tokens(self) -> Iterator[int]:
-        """The tokens; timings are brought up to date before each is handed on."""
+        """The tokens; timings are brought up to date before each is handed on, the reader's own time left out."""
         lm, plan = self.lm, Plan.of(self.prompt, self.max_tokens, self.lm.config.context)
-        started, n = time.perf_counter(), 0
-        first = first_compiled = 0.0
+        started, n, decoding, prefill, waited, step_compiled = time.perf_counter(), 0, 0.0, 0.0, 0.0, None
         with Programs() as programs:
-            step_compiled = None
             if not lm.weights.done():
                 compile_prefill(lm.shapes, plan, self.sampler)
                 step_compiled = in_background(compile_step, lm.shapes, plan, self.sampler)
-            model = lm.model
-            began, compiled = time.perf_counter(), programs.seconds
-            for token in generate_tokens(model, plan, self.sampler):
-                now, n = time.perf_counter(), n + 1
-                if n == 1:
-                    first, first_compiled = now, programs.seconds
-                decoding = now - first - (programs.seconds - first_compiled)
-                self.timings = {
-                    "ttft_s": first - started,
-                    "prefill_tok_s": len(self.prompt) / (first - began - (first_compiled - compiled)),
-                    "decode_tok_s": (n - 1) / decoding if n > 1 else None,
-                    "compile_s": programs.seconds,
-                }
-                yield token
-                if step_compiled:
+            tokens = generate_tokens(lm.model, plan, self.sampler)
+            while True:
+                before, compiled = time.perf_counter(), programs.seconds
+                if n == 1 and step_compiled:
                     step_compiled.result()
+                    waited = time.perf_counter() - before
+                    before += waited
+                token = next(tokens, None)
+                if token is None:
+                    return
+                now, n = time.perf_counter(), n + 1
+                took = now - before - (programs.seconds - compiled)
+                if n == 1:
+                    self.timings["ttft_s"], prefill = now - started, took
+                else:
+                    decoding += took
+                self.timings["prefill_tok_s"] = len(self.prompt) / prefill
+                self.timings["decode_tok_s"] = (n - 1) / decoding if n > 1 else None
+                self.timings["compile_s"] = programs.seconds + waited
+                yield token
 
 
 @jax.jit

@@ -3,7 +3,7 @@
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 from .blocks import Block
@@ -28,21 +28,22 @@ class Model:
         return tuple(block.init_state(spec) for block in self.blocks)
 
     def hidden(self, tokens: jax.Array, state: tuple | None, at: Span) -> tuple[jax.Array, tuple]:
-        """Tokens i32 [b, t] -> what the head reads [b, t, d], and what the blocks propose to remember."""
+        """tokens i32 [b, t] -> what the head reads [b, t, d], and what the blocks propose to remember."""
         x = self.embed.rows(tokens)
+        memories = (None,) * len(self.blocks) if state is None else state
         pending = []
-        for block, memory in zip(self.blocks, state or (None,) * len(self.blocks), strict=True):
+        for block, memory in zip(self.blocks, memories, strict=True):
             x, proposed = block(x, memory, at)
             pending.append(proposed)
         return rms_norm(x, self.norm, self.eps), tuple(pending)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
-        """Hidden [..., d] -> float32 [..., v]."""
+        """hidden [..., d] -> [..., v] in float32 or wider."""
         head = self.embed.T if self.head is None else self.head
-        return (hidden @ head).astype(jnp.float32)
+        return (hidden @ head).astype(np.promote_types(hidden.dtype, np.float32))
 
     def __call__(self, tokens: jax.Array, state: tuple | None, at: Span) -> tuple[jax.Array, tuple]:
-        """Tokens i32 [b, t] -> logits [b, t, v] and pending; state None scores whole sequences."""
+        """tokens i32 [b, t] -> logits [b, t, v] and pending; state None scores whole sequences."""
         hidden, pending = self.hidden(tokens, state, at)
         return self.logits(hidden), pending
 

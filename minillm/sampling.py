@@ -7,6 +7,7 @@ arrays, so changing them compiles nothing.
 
 import math
 import secrets
+from numbers import Integral, Real
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +24,7 @@ from .ops import (
     scale_temperature,
 )
 from .span import Span
-from .xla import host
+from .xla import on_device
 
 
 @struct.dataclass
@@ -41,7 +42,7 @@ class History:
     def empty(prompt: jax.Array, v: int) -> "History":
         """Nothing seen yet, prompts of lengths prompt i32 [b]."""
         shape = (len(prompt), v)
-        return History(host(np.zeros(shape, bool)), host(np.zeros(shape, np.int32)), prompt)
+        return History(on_device(np.zeros(shape, bool)), on_device(np.zeros(shape, np.int32)), prompt)
 
     def observe(self, tokens: jax.Array, at: Span) -> "History":
         """Take in the tokens i32 [b, t] of a span."""
@@ -85,10 +86,10 @@ class Sampler:
 
     def filtered(self, logits: jax.Array, history: History | None) -> jax.Array:
         """Logits f32 [b, v] after every stage; softmax of these is the distribution drawn from."""
-        if history is not None and self.repeat_penalty is not None:
-            logits = penalise_repetition(logits, history.seen, self.repeat_penalty)
-        if history is not None and self.presence_penalty is not None and self.frequency_penalty is not None:
-            logits = penalise_counts(logits, history.counts, self.presence_penalty, self.frequency_penalty)
+        if self.penalises:
+            if history is None:
+                raise ValueError("Sampler: the penalties need a history, but there is none")
+            logits = self._penalised(logits, history)
         if self.temperature is not None:
             logits = scale_temperature(logits, self.temperature)
         if self.top_k is not None:
@@ -97,6 +98,13 @@ class Sampler:
             logits = keep_top_p(logits, self.top_p)
         if self.min_p is not None:
             logits = keep_min_p(logits, self.min_p)
+        return logits
+
+    def _penalised(self, logits: jax.Array, history: History) -> jax.Array:
+        if self.repeat_penalty is not None:
+            logits = penalise_repetition(logits, history.seen, self.repeat_penalty)
+        if self.presence_penalty is not None and self.frequency_penalty is not None:  # they come together
+            logits = penalise_counts(logits, history.counts, self.presence_penalty, self.frequency_penalty)
         return logits
 
 
@@ -116,7 +124,23 @@ def new_sampler(
     temperature 0 is greedy; top_k 0, top_p 1, min_p 0, repeat_penalty 1 and penalties 0 leave a stage out.
     Without a seed one is drawn.
     """
-    require(0 <= temperature < math.inf, "temperature", temperature, "0 (greedy) or more")
+    for name, value in (("top_k", top_k), ("seed", seed)):
+        require(value is None or isinstance(value, Integral), name, value, "a whole number")
+    for name, value in (
+        ("temperature", temperature),
+        ("top_p", top_p),
+        ("min_p", min_p),
+        ("repeat_penalty", repeat_penalty),
+        ("presence_penalty", presence_penalty),
+        ("frequency_penalty", frequency_penalty),
+    ):
+        require(isinstance(value, Real), name, value, "a number")
+    require(
+        temperature == 0 or 1e-6 <= temperature < math.inf,
+        "temperature",
+        temperature,
+        "0 (greedy) or 1e-6 and more",
+    )
     require(top_k >= 0, "top_k", top_k, "0 (off) or more")
     require(0 < top_p <= 1, "top_p", top_p, "above 0 and at most 1 (off)")
     require(0 <= min_p <= 1, "min_p", min_p, "0 (off) to 1")
@@ -128,7 +152,7 @@ def new_sampler(
     counted = presence_penalty != 0 or frequency_penalty != 0
 
     def stage(value: float, active: bool, dtype: type = np.float32):
-        return host(np.array([value], dtype)) if active else None
+        return on_device(np.array([value], dtype)) if active else None
 
     return Sampler(
         temperature=stage(temperature, temperature > 0),
@@ -138,11 +162,11 @@ def new_sampler(
         repeat_penalty=stage(repeat_penalty, repeat_penalty != 1),
         presence_penalty=stage(presence_penalty, counted),
         frequency_penalty=stage(frequency_penalty, counted),
-        seed=host(np.array([seed], np.uint32)),
+        seed=on_device(np.array([seed], np.uint32)),
     )
 
 
-def require(fits: bool, name: str, value: float, expected: str) -> None:
+def require(fits: bool, name: str, value: object, expected: str) -> None:
     """UserError unless the option fits (a NaN never does)."""
     if not fits:
-        raise UserError(f"{name} is {value}, expected {expected}")
+        raise UserError(f"{name} is {value!r}, expected {expected}")

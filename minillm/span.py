@@ -36,7 +36,7 @@ class Span:
 
     @staticmethod
     def chain(start, n, t: int, slot=None, pages=None, rewind: bool = False) -> "Span":
-        """T tokens a row, each following the one before; start and n are i32 [b]."""
+        """t tokens a row, each following the one before; start and n are i32 [b]."""
         pos = start[:, None] + jnp.arange(t, dtype=jnp.int32)
         return Span(slot, start, n, pos, None, pages, rewind)
 
@@ -48,7 +48,7 @@ class Span:
 
     @property
     def valid(self) -> jax.Array:
-        """Bool [b, t]: which tokens are real."""
+        """bool [b, t]: which tokens are real."""
         return jnp.arange(self.pos.shape[1], dtype=jnp.int32) < self.n[:, None]
 
     @property
@@ -66,7 +66,7 @@ class Span:
         return jnp.where(new < 0, row, jnp.where(new < self.pos.shape[1], drafted, -1))
 
     def row_mask(self, s: int) -> jax.Array | None:
-        """Bool [b, t, s]: committed rows and the token's own ancestors; None for a chain, where order says it."""
+        """bool [b, t, s]: committed rows and the token's own ancestors; None for a chain, where order says it."""
         if self.parent is None:
             return None
         t = self.pos.shape[1]
@@ -76,7 +76,7 @@ class Span:
 
 
 def ancestors(parent: jax.Array) -> jax.Array:
-    """Bool [b, t, t]: whether token j is token i or one it follows. Parents come before their children."""
+    """bool [b, t, t]: whether token j is token i or one it follows. Parents come before their children."""
     b, t = parent.shape
     line = jnp.zeros((b, t, t), bool)
     for i in range(t):

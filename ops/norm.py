@@ -23,7 +23,7 @@ def rms_norm_ref(x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
 
 @shaped("x: ... d float, weight: d float")
 def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
-    """X [... d], weight [d] -> [... d] in x's dtype; the mean square is taken in float32 or wider."""
+    """x [... d], weight [d] -> [... d] in x's dtype; the mean square is taken in float32 or wider."""
     wide = np.promote_types(x.dtype, np.float32)
     x_wide = x.astype(wide)
     scale = jax.lax.rsqrt(jnp.mean(jnp.square(x_wide), axis=-1, keepdims=True) + eps)

@@ -7,12 +7,13 @@ from flax import struct
 
 from minillm.cache import StateSpec, Transient, new_cache
 from minillm.cache.contiguous import slots
+from minillm.ops import apply_rope, rope_frequencies
 from minillm.span import Span
 
 
 @struct.dataclass
 class ToyAttention:
-    """x + attention with one product for queries, keys and values; two query heads share one KV head."""
+    """x + rotary attention with one product for queries, keys and values; two query heads share one KV head."""
 
     qkv: jax.Array  # d, 4k
 
@@ -22,6 +23,8 @@ class ToyAttention:
     def __call__(self, x, state, at: Span):
         b, t, _ = x.shape
         q, k, v = jnp.split((x @ self.qkv).reshape(b, t, 4, -1), (2, 3), axis=2)
+        freqs = jnp.asarray(rope_frequencies(k.shape[-1], 100.0))
+        q, k = apply_rope(q, at.pos, freqs), apply_rope(k, at.pos, freqs)
         memory = Transient(k, v) if state is None else state.append(k, v, at)
         y, _ = memory.attend(q, at)
         return x + jnp.tile(y.reshape(b, t, -1), 2), None if state is None else memory

@@ -51,32 +51,11 @@ GGUF_TENSORS = {
 # Frequencies that older files carry along and rope_theta says already; a head stored though it is tied.
 HARMLESS_TENSORS = ("model.layers.{i}.self_attn.rotary_emb.inv_freq", "lm_head.weight")
 
-HARMLESS_HF_FIELDS = [
-    "_name_or_path",
-    "architectures",
-    "bos_token_id",
-    "pad_token_id",
-    "dtype",
-    "torch_dtype",
-    "initializer_range",
-    "pretraining_tp",
-    "transformers_version",
-    "use_cache",
-    "attention_dropout",
-    "is_llama_config",
-    "rope_interleaved",
-    "transformers.js_config",
-    "output_attentions",
-    "output_hidden_states",
-    "return_dict",
-    "chunk_size_feed_forward",
-    "is_encoder_decoder",
-    "id2label",
-    "label2id",
-    "problem_type",
-]
-
-HARMLESS_GGUF_FIELDS = ("vocab_size",)  # the embedding's shape is what counts
+HARMLESS_HF_FIELDS = """
+    _name_or_path architectures bos_token_id pad_token_id dtype torch_dtype initializer_range pretraining_tp
+    transformers_version use_cache attention_dropout is_llama_config transformers.js_config output_attentions
+    output_hidden_states return_dict chunk_size_feed_forward id2label label2id problem_type
+""".split()
 
 
 def config_from_hf(fields: Fields) -> Config:
@@ -86,6 +65,8 @@ def config_from_hf(fields: Fields) -> Config:
     fields.only("attention_bias", False)
     fields.only("mlp_bias", False)
     fields.only("rope_scaling", None)
+    fields.only("rope_interleaved", False)
+    fields.only("is_encoder_decoder", False)
     rope = fields.group("rope_parameters")  # transformers 5; older files have rope_theta at the top
     rope.only("rope_type", "default")
     theta = rope.number("rope_theta", fields.number("rope_theta", 10000.0))
@@ -137,7 +118,7 @@ def config_from_gguf(fields: Fields, tensors: Collection[str]) -> Config:
         tied="output.weight" not in tensors,
         eos=(),
     )
-    fields.finish(HARMLESS_GGUF_FIELDS)
+    fields.finish(())
     return config
 
 

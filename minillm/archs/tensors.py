@@ -111,5 +111,7 @@ class HalfSplit:
 
 def row_range(index: Index, total: int) -> tuple[range, Index]:
     """The rows an index asks for, and the index of the remaining axes."""
-    rows = index[0] if index else slice(None)
-    return range(*rows.indices(total)), index[1:]
+    first, last, step = (*index, slice(None))[0].indices(total)
+    if step != 1:
+        raise ValueError(f"row_range: the slice has step {step}, expected 1")
+    return range(first, max(first, last)), index[1:]

@@ -15,7 +15,7 @@ from flax import struct
 
 from ..ops import naive_attention
 from ..span import Span
-from ..xla import host
+from ..xla import on_device
 from .spec import StateSpec
 
 
@@ -30,7 +30,7 @@ class Contiguous:
     def empty(spec: StateSpec, g: int, k: int) -> "Contiguous":
         """A memory in which nothing is written yet, for g heads of k channels."""
         shape = (spec.slots, g, spec.max_len, k)
-        return Contiguous(host(np.zeros(shape, spec.dtype)), host(np.zeros(shape, spec.dtype)))
+        return Contiguous(on_device(np.zeros(shape, spec.dtype)), on_device(np.zeros(shape, spec.dtype)))
 
     def append(self, k: jax.Array, v: jax.Array, at: Span) -> "Contiguous":
         """Write k and v [b t g k] to rows start … start + n - 1; padding is not written."""
@@ -40,7 +40,7 @@ class Contiguous:
         return self._write(rows, k, v, at)
 
     def attend(self, q: jax.Array, at: Span, **options) -> tuple[jax.Array, jax.Array]:
-        """Q [b t h k] -> y [b t h k], lse [b t h]; options as in `ops.naive_attention`."""
+        """q [b t h k] -> y [b t h k], lse [b t h]; options as in `ops.naive_attention`."""
         keys = self.keys if at.slot is None else self.keys[at.slot]
         values = self.values if at.slot is None else self.values[at.slot]
         # The op wants [b, s, g, k]; XLA folds the transpose into its matrix products and moves nothing.

@@ -11,7 +11,7 @@ import numpy as np
 from flax import struct
 
 from ..span import Span
-from ..xla import host
+from ..xla import on_device
 from .contiguous import attend_rows
 from .spec import StateSpec
 
@@ -27,7 +27,7 @@ class Paged:
     def empty(spec: StateSpec, g: int, k: int) -> "Paged":
         """A memory in which nothing is written yet, for g heads of k channels."""
         shape = (spec.n_pages, spec.page_size, g, k)
-        return Paged(host(np.zeros(shape, spec.dtype)), host(np.zeros(shape, spec.dtype)))
+        return Paged(on_device(np.zeros(shape, spec.dtype)), on_device(np.zeros(shape, spec.dtype)))
 
     def append(self, k: jax.Array, v: jax.Array, at: Span) -> "Paged":
         """Write k and v [b t g k] to rows start … start + n - 1; padding is not written."""
@@ -35,7 +35,7 @@ class Paged:
         return self._write(page, row, k, v)
 
     def attend(self, q: jax.Array, at: Span, **options) -> tuple[jax.Array, jax.Array]:
-        """Q [b t h k] -> y [b t h k], lse [b t h]; options as in `ops.naive_attention`."""
+        """q [b t h k] -> y [b t h k], lse [b t h]; options as in `ops.naive_attention`."""
         table = table_of(at)
         b, s = table.shape[0], table.shape[1] * self.keys.shape[1]
         k, v = (memory[table].reshape(b, s, *memory.shape[2:]) for memory in (self.keys, self.values))

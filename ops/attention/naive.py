@@ -50,9 +50,9 @@ def naive_attention(
     visible = visible[:, None, None]  # b 1 1 t s, for every g and r
 
     k, v = (jnp.where(real[:, :, None, None], x, 0) for x in (k, v))
-    q = (q * jnp.asarray(scale, q.dtype)).reshape(b, t, g, r, width)
+    q = q.reshape(b, t, g, r, width)
     scores = jnp.einsum("btgrk,bsgk->bgrts", q, k, preferred_element_type=wide)
-    scores = jnp.where(visible, scores, -jnp.inf)
+    scores = jnp.where(visible, scores * scale, -jnp.inf)
     peak = jnp.max(scores, axis=-1, keepdims=True, initial=-jnp.inf)
     weights = jnp.exp(scores - jnp.where(peak == -jnp.inf, 0, peak))
     total = jnp.sum(weights, axis=-1)  # b g r t

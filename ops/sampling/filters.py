@@ -78,6 +78,6 @@ def largest_threshold(keeps_enough: Callable[[jax.Array], jax.Array], b: int) ->
         candidate = threshold + (jnp.int32(1) << (jnp.int32(30) - index))
         return jnp.where(keeps_enough(candidate), candidate, threshold)
 
-    smallest = jnp.full(b, jnp.iinfo(jnp.int32).min)
+    smallest = jnp.full(b, jnp.iinfo(jnp.int32).min, jnp.int32)
     sign = jnp.where(keeps_enough(jnp.zeros_like(smallest)), 0, smallest)
     return jax.lax.fori_loop(0, 31, try_bit, sign)

@@ -1,4 +1,3 @@
-from dataclasses import replace
 from itertools import islice
 
 import files
@@ -37,7 +36,7 @@ def test_the_laws_hold_for_a_llama(tiny, spec):
 
 
 def test_the_laws_hold_for_the_real_model(smollm2):
-    laws.check_schedules(smollm2.model, token_ids, tolerance=ROUNDING, examples=2, steps=8)
+    laws.check_schedules(smollm2.model, token_ids, tolerance=ROUNDING, examples=2, steps=8, shrink=False)
     laws.check_causality(smollm2.model, token_ids)
     laws.check_donation(smollm2.model, token_ids)
 
@@ -235,8 +234,3 @@ def test_batching_and_padding_change_logits_by_rounding_only(smollm2):
     scale = np.abs(alone).max()
     assert np.abs(together - alone).max() / scale <= ROUNDING
     assert np.abs(together[:, :33] - shorter).max() / scale <= ROUNDING
-
-
-def test_spec_with_another_slot_count_is_still_one_sequence(tiny):
-    spec = replace(laws.SPEC, slots=laws.SLOTS + 2)
-    laws.check_schedules(tiny.model, token_ids, spec=replace(spec, kind="paged"), tolerance=ROUNDING, examples=2)

@@ -8,6 +8,7 @@ from flax import struct
 from toys import ToyAttention, ToyRecurrence, toy_attention, toy_hybrid, toy_recurrence
 
 from minillm import laws
+from minillm.cache import StateSpec
 
 TOYS = {"attention": toy_attention, "recurrence": toy_recurrence, "hybrid": toy_hybrid}
 SPECS = [pytest.param(replace(spec, dtype="float64"), id=spec.kind) for spec in laws.with_kinds()]
@@ -27,8 +28,6 @@ def _float64():
 @pytest.mark.parametrize("spec", SPECS)
 @pytest.mark.parametrize("toy", TOYS)
 def test_every_schedule_gives_what_reading_whole_sequences_gives(toy, spec):
-    if toy == "recurrence" and spec.kind == "paged":
-        spec = replace(spec, slots=laws.SLOTS)  # a recurrence has no pages and must not mind a page table
     laws.check_schedules(TOYS[toy](np.random.default_rng(0)), activations, spec=spec, tolerance=1e-12, examples=10)
 
 
@@ -86,8 +85,30 @@ class MixesUpSlots(ToyAttention):
         return super().__call__(x, state, replace(at, slot=jnp.arange(len(at.start), dtype=jnp.int32)))
 
 
+@struct.dataclass
+class TakesRowsForPositions(ToyAttention):
+    def __call__(self, x, state, at):
+        if state is None:
+            return super().__call__(x, state, at)
+        rows = at.start[:, None] + jnp.arange(x.shape[1], dtype=jnp.int32)
+        return super().__call__(x, state, replace(at, pos=rows))
+
+
+@struct.dataclass
+class ReadsKeepBeyondItsEnd(ToyRecurrence):
+    def commit(self, pending, at, keep, n_keep):
+        return super().commit(pending, at, keep, jnp.where(n_keep > 0, keep.shape[1], 0))
+
+
+@struct.dataclass
+class ReturnsAnotherMemory(ToyAttention):
+    def commit(self, pending, at, keep, n_keep):
+        return jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf]), super().commit(pending, at, keep, n_keep))
+
+
 WRONG = [ForgetsPadding, IgnoresRollback, KeepsOldSequence, SeesTheFuture, IgnoresTheTree]
-WRONG += [LeavesTreeRowsWhereTheyWere, MixesUpSlots]
+WRONG += [LeavesTreeRowsWhereTheyWere, MixesUpSlots, TakesRowsForPositions, ReadsKeepBeyondItsEnd]
+WRONG += [ReturnsAnotherMemory]
 
 
 @pytest.mark.parametrize("wrong", WRONG)
@@ -95,7 +116,7 @@ def test_the_laws_catch_a_block_that_is_wrong_in_one_way(wrong):
     right = toy_attention if issubclass(wrong, ToyAttention) else toy_recurrence
     block = wrong(*jax.tree.leaves(right(np.random.default_rng(0))))
     spec = replace(laws.SPEC, dtype="float64")
-    with pytest.raises(AssertionError):
+    with pytest.raises((AssertionError, UserWarning)):  # the warning: donated memory of another shape
         laws.check_schedules(block, activations, spec=spec, tolerance=1e-12, examples=30, shrink=False)
 
 
@@ -108,3 +129,30 @@ def test_the_laws_catch_memory_that_is_copied():
     block = Copies(*jax.tree.leaves(toy_recurrence(np.random.default_rng(0))))
     with pytest.raises(AssertionError, match="in place"):
         laws.check_donation(block, activations, spec=replace(laws.SPEC, dtype="float64"))
+
+
+class Broken:
+    """Any use of it fails."""
+
+    def init_state(self, spec):
+        return ()
+
+    def __call__(self, x, state, at):
+        raise RuntimeError("used")
+
+
+def test_the_laws_use_the_system_even_in_a_single_example():
+    with pytest.raises((RuntimeError, TypeError)):
+        laws.check_schedules(Broken(), activations, examples=1, steps=1)  # type: ignore[arg-type]
+
+
+def test_the_laws_hold_for_memory_of_other_sizes():
+    toy = toy_attention(np.random.default_rng(0))
+    spec = StateSpec(slots=2, max_len=70, kind="paged", dtype="float64", page_size=3, n_pages=50)
+    laws.check_schedules(toy, activations, spec=spec, tolerance=1e-12, examples=2, steps=40)
+
+
+@pytest.mark.parametrize("sizes", [{"slots": 0}, {"max_len": -1}, {"kind": "paged"}, {"kind": "ring"}])
+def test_a_spec_of_no_memory_is_refused(sizes):
+    with pytest.raises(ValueError, match=r"StateSpec: .* expected"):
+        StateSpec(**({"slots": 1, "max_len": 4} | sizes))
