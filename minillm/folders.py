@@ -3,13 +3,18 @@
 import os
 from pathlib import Path
 
+from .errors import UserError
+
 
 def cache_folder() -> Path:
     """$MINILLM_CACHE, or `minillm` in the user's cache folder."""
     given = os.environ.get("MINILLM_CACHE")
     if given:
         return Path(given)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minillm"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minillm"
+    except RuntimeError:
+        raise UserError("there is no home folder to keep things in; set MINILLM_CACHE") from None
 
 
 def model_folder() -> Path:

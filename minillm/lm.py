@@ -116,8 +116,8 @@ class LM:
         stop = (stop,) if isinstance(stop, str) else tuple(stop)
         if stop and self.tokenizer is None:
             raise UserError("stop strings need a tokenizer, and this checkpoint has none")
-        if not all(stop):
-            raise UserError("a stop string is empty, expected at least one character")
+        if not all(isinstance(one, str) and one for one in stop):
+            raise UserError("a stop string is empty or no string, expected at least one character")
         return Stream(self, ids, sampler, max_tokens, stop)
 
     def prompt_ids(self, prompt: str | Sequence[int]) -> list[int]:
@@ -255,8 +255,8 @@ def load(model: str | Path) -> LM:
     keep_programs()
     checkpoint = open_checkpoint(find_model(model))
     shapes = checkpoint.shapes()
-    weights = in_background(checkpoint.model)
-    return LM(checkpoint.config, checkpoint.tokenizer(), shapes, weights)
+    tokenizer = checkpoint.tokenizer()
+    return LM(checkpoint.config, tokenizer, shapes, in_background(checkpoint.model))
 
 
 def in_background(function: Callable[..., T], *arguments: Any) -> Future[T]:

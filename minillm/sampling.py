@@ -5,7 +5,6 @@ compiled program at all, so plain greedy decoding pays for nothing but an argmax
 arrays, so changing them compiles nothing.
 """
 
-import math
 import secrets
 from numbers import Integral, Real
 
@@ -135,18 +134,13 @@ def new_sampler(
         ("frequency_penalty", frequency_penalty),
     ):
         require(isinstance(value, Real), name, value, "a number")
-    require(
-        temperature == 0 or 1e-6 <= temperature < math.inf,
-        "temperature",
-        temperature,
-        "0 (greedy) or 1e-6 and more",
-    )
+    require(temperature == 0 or 1e-6 <= temperature <= 1e6, "temperature", temperature, "0 (greedy) or 1e-6 to 1e6")
     require(top_k >= 0, "top_k", top_k, "0 (off) or more")
-    require(0 < top_p <= 1, "top_p", top_p, "above 0 and at most 1 (off)")
+    require(1e-6 <= top_p <= 1, "top_p", top_p, "1e-6 to 1 (off)")
     require(0 <= min_p <= 1, "min_p", min_p, "0 (off) to 1")
-    require(0 < repeat_penalty < math.inf, "repeat_penalty", repeat_penalty, "above 0; 1 is off")
-    require(abs(presence_penalty) < math.inf, "presence_penalty", presence_penalty, "a finite number; 0 is off")
-    require(abs(frequency_penalty) < math.inf, "frequency_penalty", frequency_penalty, "a finite number; 0 is off")
+    require(1e-6 <= repeat_penalty <= 1e6, "repeat_penalty", repeat_penalty, "1e-6 to 1e6; 1 is off")
+    require(abs(presence_penalty) <= 1e6, "presence_penalty", presence_penalty, "-1e6 to 1e6; 0 is off")
+    require(abs(frequency_penalty) <= 1e6, "frequency_penalty", frequency_penalty, "-1e6 to 1e6; 0 is off")
     seed = secrets.randbits(32) if seed is None else seed
     require(0 <= seed < 2**32, "seed", seed, "0 to 4294967295")
     counted = presence_penalty != 0 or frequency_penalty != 0

@@ -18,7 +18,8 @@ class Tokenizer:
     """A vocabulary with its special tokens.
 
     chat_template is the checkpoint's Jinja source or None; bos and eos are the texts of those tokens, as the
-    template sees them; ends are the ids at which generation stops.
+    template sees them; ends are the ids at which generation stops; prefix is put before every text, unless the
+    backend does so itself.
     """
 
     backend: tokenizers.Tokenizer = field(repr=False)
@@ -26,6 +27,7 @@ class Tokenizer:
     eos: str = ""
     ends: tuple[int, ...] = ()
     chat_template: str | None = field(default=None, repr=False)
+    prefix: tuple[int, ...] = ()
     lock: Lock = field(default_factory=Lock, repr=False)
 
     def encode(self, text: str, special: bool = True) -> list[int]:
@@ -59,7 +61,8 @@ class Tokenizer:
             raise UserError(f"text has a lone surrogate at character {error.start}, expected Unicode") from None
         with self.lock:  # the setting belongs to the backend, not to the call
             self.backend.encode_special_tokens = not recognise
-            return self.backend.encode(text, add_special_tokens=affixes).ids
+            ids = self.backend.encode(text, add_special_tokens=affixes).ids
+        return [*self.prefix, *ids] if affixes else ids
 
 
 class TextStream:

@@ -5,6 +5,7 @@ something compiled is a thing to watch: a decoder that compiles for every length
 """
 
 import time
+import warnings
 from threading import get_ident
 
 import jax
@@ -21,6 +22,8 @@ def keep_programs() -> None:
         jax.config.update("jax_compilation_cache_dir", str(program_folder()))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+        # A folder that cannot be used costs time, not correctness, and nobody can act on JAX's lines about it.
+        warnings.filterwarnings("ignore", message="Error (reading|writing) persistent compilation cache")
 
 
 class Programs:

@@ -13,7 +13,8 @@ PACKAGE = ROOT / "minillm"
 
 # From the bottom up; a module imports from its own row or rows above it.
 LAYERS = """
-    errors folders
+    errors
+    folders
     xla
     ops config trace
     span

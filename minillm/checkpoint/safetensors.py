@@ -25,9 +25,9 @@ class Safetensors:
     def __init__(self, folder: Path):
         self.where = str(folder)
         self.slices = {}  # lazily read tensors by name
-        if (folder / INDEX).exists():
+        if (folder / INDEX).is_file():
             self._open_shards(folder)
-        elif (folder / SINGLE).exists():
+        elif (folder / SINGLE).is_file():
             self.slices = open_shard(folder / SINGLE)
         else:
             raise UserError(f"{folder}: has neither {SINGLE} nor {INDEX}{pickle_hint(folder)}")

@@ -1,10 +1,11 @@
 """Tokenizers from checkpoints: a folder's `tokenizer.json`, or rebuilt from GGUF metadata."""
 
+from array import array
 from pathlib import Path
 from typing import Any
 
 import tokenizers
-from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
+from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
 from ..errors import UserError
 from ..tokenizer import END_TOKENS, Tokenizer
@@ -31,13 +32,13 @@ def tokenizer_from_gguf(metadata: dict[str, Any], where: str) -> Tokenizer:
     }
     if values.get("model") != "gpt2":
         raise UserError(f"{where}: tokenizer.ggml.model is {values.get('model')!r}, expected 'gpt2'")
-    if values.get("pre") not in PRE_TOKENIZERS:
+    if not isinstance(values.get("pre"), str) or values["pre"] not in PRE_TOKENIZERS:
         known = ", ".join(PRE_TOKENIZERS)
         raise UserError(f"{where}: tokenizer.ggml.pre is {values.get('pre')!r}, expected one of: {known}")
     tokens = strings(values, "tokens", where)
     merges = [(left, right) for left, _, right in (m.partition(" ") for m in strings(values, "merges", where))]
-    types = values.get("token_type", [1] * len(tokens))
-    if not isinstance(types, list) or len(types) != len(tokens):
+    types = values.get("token_type", array("i", [1]) * len(tokens))
+    if not isinstance(types, array) or len(types) != len(tokens):
         raise UserError(
             f"{where}: tokenizer.ggml.token_type does not list one type for each of {len(tokens)} tokens"
         )
@@ -53,16 +54,13 @@ def tokenizer_from_gguf(metadata: dict[str, Any], where: str) -> Tokenizer:
     marked = [(token, kind) for token, kind in zip(tokens, types, strict=True) if kind in (CONTROL, USER_DEFINED)]
     backend.add_tokens([AddedToken(token, special=kind == CONTROL, normalized=False) for token, kind in marked])
     bos, eos = (token_text(values, f"{key}_token_id", tokens, where) for key in ("bos", "eos"))
-    if values.get("add_bos_token") and bos:
-        backend.post_processor = processors.TemplateProcessing(
-            single=f"{bos} $A", special_tokens=[(bos, vocabulary[bos])]
-        )
+    prefix = (vocabulary[bos],) if values.get("add_bos_token") and bos else ()
     controls = {token for token, kind in marked if kind == CONTROL}
     ends = {vocabulary[token] for token in (*END_TOKENS, eos) if token in controls}
     template = metadata.get("tokenizer.chat_template")
     if not isinstance(template, str | None):
         raise UserError(f"{where}: tokenizer.chat_template is a {type(template).__name__}, expected a string")
-    return Tokenizer(backend, bos, eos, tuple(sorted(ends)), template)
+    return Tokenizer(backend, bos, eos, tuple(sorted(ends)), template, prefix)
 
 
 def tokenizer_from_folder(folder: Path) -> Tokenizer | None:
@@ -70,11 +68,12 @@ def tokenizer_from_folder(folder: Path) -> Tokenizer | None:
     path = folder / "tokenizer.json"
     if not path.is_file():
         return None
-    if path.stat().st_size > LARGEST:
-        raise UserError(f"{path}: has {path.stat().st_size} bytes, expected at most {LARGEST}")
+    text = read_text(path)
     try:
-        backend = tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises nothing narrower
+        backend = tokenizers.Tokenizer.from_str(text)
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # the library raises nothing narrower, and a panic of its own is no Exception
         raise UserError(f"{path}: not a tokenizer the tokenizers library can read: {error}") from None
     backend.no_padding()
     backend.no_truncation()
@@ -82,12 +81,22 @@ def tokenizer_from_folder(folder: Path) -> Tokenizer | None:
     values = read_json(settings) if settings.is_file() else {}
     bos, eos = (added_text(values.get(key)) for key in ("bos_token", "eos_token"))
     template = folder / "chat_template.jinja"
-    chat_template = template.read_text("utf-8") if template.is_file() else values.get("chat_template")
+    chat_template = read_text(template) if template.is_file() else values.get("chat_template")
     if not isinstance(chat_template, str | None):
         raise UserError(f"{settings}: chat_template is a {type(chat_template).__name__}, expected a string")
     added = backend.get_added_tokens_decoder().items()
     ends = {i for i, token in added if token.special and token.content in (*END_TOKENS, eos)}
     return Tokenizer(backend, bos, eos, tuple(sorted(ends)), chat_template)
+
+
+def read_text(path: Path) -> str:
+    """A text file of bounded size; UserError if it is larger or not UTF-8."""
+    if path.stat().st_size > LARGEST:
+        raise UserError(f"{path}: has {path.stat().st_size} bytes, expected at most {LARGEST}")
+    try:
+        return path.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: is not UTF-8 at byte {error.start}") from None
 
 
 def strings(values: dict[str, Any], key: str, where: str) -> list[str]:

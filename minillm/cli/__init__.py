@@ -3,12 +3,13 @@
 import importlib
 import pkgutil
 import sys
+from typing import NoReturn
 
 import click
 
 from .. import __version__
 from ..errors import UserError
-from .terminal import leave
+from .terminal import leave, printable
 
 DOORS = """\
 minillm: LLM inference, small enough to read
@@ -38,10 +39,20 @@ class Commands(click.Group):
             return super().invoke(ctx)
         except (UserError, click.UsageError) as error:
             reason = error.format_message() if isinstance(error, click.UsageError) else error
-            click.echo(f"minillm: {reason}", err=True)
-            sys.exit(2)
+            stop(str(reason))
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            stop(f"{error.strerror}: {error.filename or 'output'}")
         except KeyboardInterrupt:
             leave(130)
+
+
+def stop(reason: str) -> NoReturn:
+    """One line of bounded length, whatever names and values of a damaged file are in it; exit code 2."""
+    line = " ".join(printable(reason).split())
+    click.echo(f"minillm: {line if len(line) <= 500 else line[:497] + '...'}", err=True)
+    sys.exit(2)
 
 
 @click.group(cls=Commands, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})

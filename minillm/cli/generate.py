@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from ..lm import LM, Completion, Stream
 
 
+LARGEST_PROMPT = 64 << 20  # bytes
+
+
 @click.command("generate", short_help="Continue a prompt.")
 @click.argument("prompt", required=False)
 @click.option("--model", required=True, help="A name, a .gguf file, or a folder with config.json + safetensors.")
@@ -67,11 +70,15 @@ def command(prompt: str | None, model: str, as_json: bool, stats: bool, chat: bo
 
 def read_prompt(prompt: str | None) -> str:
     """The prompt, from standard input if it is `-` or missing; UserError if it is not UTF-8."""
-    if prompt is None and sys.stdin.isatty():
-        raise UserError('there is no prompt; give one, as in: minillm generate --model MODEL "Once upon a time"')
     if prompt not in (None, "-"):
         return prompt
-    raw = sys.stdin.buffer.read()
+    if sys.stdin is None:
+        raise UserError("standard input is closed; give a prompt")
+    if prompt is None and sys.stdin.isatty():
+        raise UserError('there is no prompt; give one, as in: minillm generate --model MODEL "Once upon a time"')
+    raw = sys.stdin.buffer.read(LARGEST_PROMPT + 1)
+    if len(raw) > LARGEST_PROMPT:
+        raise UserError(f"standard input has more than {LARGEST_PROMPT} bytes, which no model here can read")
     try:
         return raw.decode().removesuffix("\n")
     except UnicodeDecodeError as error:
@@ -81,7 +88,10 @@ def read_prompt(prompt: str | None) -> str:
 def start(prompt: str, model: str, chat: bool, options: dict[str, Any]) -> "tuple[LM, Stream]":
     """Load the model and generate the first piece of text, telling a terminal what takes the time."""
     programs = program_folder()
-    first_run = not programs.is_dir() or not any(programs.iterdir())
+    try:
+        first_run = not any(programs.iterdir())
+    except OSError:  # it is not there, or not ours to see
+        first_run = True
     doing = "compiling (first run only)" if first_run else f"loading {model}, compiling what is new"
     first_line = printable(prompt).strip().partition("\n")[0][:60]
     with status(f"{first_line} … {doing}"):

@@ -9,7 +9,8 @@ from typing import NoReturn
 
 def interactive() -> bool:
     """Whether both text and notes go to a terminal."""
-    return sys.stdout.isatty() and sys.stderr.isatty()
+    streams = (sys.stdout, sys.stderr)  # a stream that was closed is None
+    return all(stream is not None and stream.isatty() for stream in streams)
 
 
 @contextmanager
@@ -30,8 +31,9 @@ def status(line: str) -> Iterator[Callable[[str], None]]:
 
 def leave(code: int) -> NoReturn:
     """End the process at once: threads may be reading weights or compiling, and need not be waited for."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()
     os._exit(code)
 
 

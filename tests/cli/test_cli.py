@@ -111,6 +111,14 @@ def test_bad_options_and_prompts_are_refused_in_one_line(tiny, tmp_path):
     refused(run("generate", "--model", str(folder), "--chat", "x"), "no tokenizer")
 
 
+def test_text_of_a_damaged_file_cannot_break_the_one_line(tiny, tmp_path):
+    config = files.CONFIG | {"model_type": "a\nb\x1b[31m" + "c" * 9999}
+    refused(run("info", str(files.write_folder(tmp_path / "odd", config=config))), "model_type")
+    assert "\x1b" not in run("info", str(tmp_path / "odd")).stderr
+    assert len(run("info", str(tmp_path / "odd")).stderr) < 600
+    refused(run("info", "x" * 5000), "File name too long")
+
+
 def test_a_model_that_was_not_pulled_says_how(tmp_path, monkeypatch):
     monkeypatch.setenv("MINILLM_CACHE", str(tmp_path))
     refused(run("info", "smollm2-135m"), "minillm pull smollm2-135m")

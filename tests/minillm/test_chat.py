@@ -31,6 +31,9 @@ def test_content_is_never_read_as_a_template():
         "{{ 1 // 0 }}",
         "{{ 'x' + 1 }}",
         "{% for i in range(10000000) %}{% endfor %}",
+        "{{ 'a'.index('b') }}",
+        "{{ cycler().next() }}",
+        "{{ lipsum(n=10) }}",
     ],
 )
 def test_a_template_that_fails_or_reaches_out_is_refused(template):

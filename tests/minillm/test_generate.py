@@ -1,3 +1,4 @@
+import time
 from itertools import islice
 
 import files
@@ -12,6 +13,7 @@ from minillm.cache import StateSpec
 from minillm.errors import UserError
 from minillm.generate import Plan, advance, generate_tokens, i32
 from minillm.sampling import new_sampler
+from minillm.span import Span
 from minillm.xla import Programs
 
 GREEDY = new_sampler(temperature=0.0, seed=0)
@@ -118,6 +120,13 @@ def test_the_context_ends_a_text_as_length(tiny):
         ({"seed": -5}, "seed is -5"),
         ({"max_tokens": 0}, "max_tokens is 0"),
         ({"stop": ("",)}, "stop string is empty"),
+        ({"stop": (3,)}, "stop string is empty or no string"),
+        ({"temperature": 1e-38}, "temperature is 1e-38"),
+        ({"temperature": "warm"}, "temperature is 'warm'"),
+        ({"top_p": 1e-40}, "top_p is 1e-40"),
+        ({"top_k": 2.7}, "top_k is 2.7"),
+        ({"seed": 1.5}, "seed is 1.5"),
+        ({"max_tokens": 2.5}, "max_tokens is 2.5"),
     ],
 )
 def test_an_option_out_of_range_is_named(tiny, options, message):
@@ -132,8 +141,14 @@ def test_prompts_that_cannot_be_continued_are_refused(tiny):
         tiny.generate([5] * 128)
     with pytest.raises(UserError, match="token id 272"):
         tiny.generate([5, 272])
+    with pytest.raises(UserError, match="no token id"):
+        tiny.generate([5.9, 6.2])
     with pytest.raises(UserError, match=r"expected int \[b, t\]"):
         tiny.logits([1, 2, 3])
+    with pytest.raises(UserError, match="different lengths"):
+        tiny.logits([[1, 2], [3]])
+    with pytest.raises(UserError, match="context is 128"):
+        tiny.logits([[5] * 129])
 
 
 def test_the_same_seed_draws_the_same_text_and_another_seed_another(tiny):
@@ -166,7 +181,7 @@ def test_every_option_changes_the_distribution(tiny, change):
 def test_penalties_count_generated_tokens_only_where_they_say_so(tiny):
     repeated = tiny.generate([5, 6, 7] * 9, max_tokens=30, temperature=0.0, presence_penalty=1e4).tokens
     assert len(set(repeated)) == len(repeated), "a token came twice in spite of an enormous presence penalty"
-    fresh = tiny.generate([5, 6, 7] * 9, max_tokens=30, temperature=0.0, repeat_penalty=1e9).tokens
+    fresh = tiny.generate([5, 6, 7] * 9, max_tokens=30, temperature=0.0, repeat_penalty=1e6).tokens
     assert not {5, 6, 7} & set(fresh), "a prompt token came again in spite of an enormous repeat penalty"
 
 
@@ -234,3 +249,29 @@ def test_batching_and_padding_change_logits_by_rounding_only(smollm2):
     scale = np.abs(alone).max()
     assert np.abs(together - alone).max() / scale <= ROUNDING
     assert np.abs(together[:, :33] - shorter).max() / scale <= ROUNDING
+
+
+def test_one_stop_string_need_not_be_in_a_list(tiny):
+    text = tiny.generate("hello", max_tokens=30, temperature=0.0).text
+    assert (
+        tiny.generate("hello", max_tokens=30, temperature=0.0, stop=text[5:7]).text == text[: text.index(text[5:7])]
+    )
+
+
+def test_the_readers_own_time_is_not_counted_as_decoding(tiny):
+    tiny.generate("hello", max_tokens=5, temperature=0.0)
+    stream = tiny.stream("hello", max_tokens=5, temperature=0.0)
+    waited = 0
+    for _ in stream:
+        time.sleep(0.2)
+        waited += 0.2
+    spent = (len(stream.completion().tokens) - 1) / (stream.completion().timings["decode_tok_s"] or 1)
+    assert spent < waited
+
+
+def test_a_tree_scored_at_once_is_the_tree_read_from_memory(tiny):
+    tokens, parent = token_ids(np.random.default_rng(3), (1, 5)), np.array([[-1, 0, 0, 1, 2]], np.int32)
+    at = Span.tree(np.zeros(1, np.int32), np.full(1, 5, np.int32), jnp.asarray(parent))
+    state = tiny.model.init_state(StateSpec(slots=1, max_len=8))
+    (whole, _), (read, _) = tiny.model(tokens, None, at), tiny.model(tokens, state, at)
+    assert np.abs(whole - read).max() <= ROUNDING * np.abs(read).max()

@@ -152,6 +152,8 @@ CHANGES = {
     "rope.scaling.type is 'yarn'": lambda m, t: m.update({"llama.rope.scaling.type": "yarn"}),
     "expert_count = 8 is not supported": lambda m, t: m.update({"llama.expert_count": 8}),
     "tokenizer.ggml.pre is 'qwen2'": lambda m, t: m.update({"tokenizer.ggml.pre": "qwen2"}),
+    r"tokenizer.ggml.pre is \['smollm'\]": lambda m, t: m.update({"tokenizer.ggml.pre": ["smollm"]}),
+    "vocab_size is missing": lambda m, t: m.update({"tokenizer.ggml.tokens": 7}),
     "tokenizer.ggml.model is 'bert'": lambda m, t: m.update({"tokenizer.ggml.model": "bert"}),
     "lists the same token twice": lambda m, t: m["tokenizer.ggml.tokens"].__setitem__(
         5, m["tokenizer.ggml.tokens"][6]
@@ -172,3 +174,12 @@ def test_metadata_and_tensors_that_do_not_fit_are_named(message, tmp_path, monke
         checkpoint = open_checkpoint(tmp_path / "changed.gguf")
         checkpoint.shapes()
         minillm.checkpoint.vocabulary.tokenizer_from_gguf(source.metadata, source.where)
+
+
+def test_a_bos_token_with_an_odd_name_is_put_in_front_all_the_same(tmp_path):
+    source = GGUF(files.write_gguf(tmp_path / "bos.gguf"))
+    source.metadata["tokenizer.ggml.tokens"][0] = "$B:1 "
+    source.metadata["tokenizer.ggml.add_bos_token"] = True
+    tokenizer = minillm.checkpoint.vocabulary.tokenizer_from_gguf(source.metadata, source.where)
+    assert tokenizer.encode("hi")[0] == 0
+    assert 0 not in tokenizer.encode("hi", special=False)
