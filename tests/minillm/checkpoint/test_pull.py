@@ -41,7 +41,7 @@ def test_a_pulled_model_is_whole_and_alone_in_its_folder(shelf):
 def test_a_model_that_is_there_is_not_fetched_again(shelf, monkeypatch):
     pull("m")
     monkeypatch.setattr(module, "download", lambda model, folder: pytest.fail("fetched again"))
-    pull("m")
+    assert pull("m").read_bytes() == CONTENT
 
 
 @pytest.mark.parametrize(
