@@ -115,6 +115,7 @@ class Schedule:
         self.read: list[list[np.ndarray]] = [[] for _ in range(spec.slots)]
         self.owned: list[list[int]] = [[] for _ in range(spec.slots)]
         self.free = [int(page) for page in self.rng.permutation(spec.n_pages)]
+        self.whole = spec.slots == 1 or data.draw(st.booleans())  # all slots in order, always: Span.slot is None
         self.saved: Any = None
 
     def prelude(self) -> None:
@@ -131,11 +132,10 @@ class Schedule:
     def span(self, form: Form) -> int:
         """Any span: all slots in order, or some slots in any order. Returns how many tokens it had."""
         slots = range(self.spec.slots)
-        whole = self.data.draw(st.booleans()) or len(slots) == 1
-        rows = list(slots) if whole else self.data.draw(st.permutations(slots))[:-1]
+        rows = list(slots) if self.whole else self.data.draw(st.permutations(slots))[:-1]
         draft = self.draw_draft(form, rows)
         keep, n_keep = self.draw_kept(draft)
-        x, at = self.poisoned_inputs(draft), self.place(draft, whole)
+        x, at = self.poisoned_inputs(draft), self.place(draft)
         before = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), self.state)
         y, self.state = advance(self.system, x, self.state, at, keep, n_keep)
         assert before == jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), self.state), "memory changed its shape"
@@ -177,11 +177,11 @@ class Schedule:
             x[i, n:] = poison(x.dtype)
         return x
 
-    def place(self, draft: Draft, whole: bool) -> Span:
+    def place(self, draft: Draft) -> Span:
         """The Span of a draft, with pages for the rows it will write."""
         start = np.array([len(self.read[slot]) for slot in draft.rows], np.int32)
         n = np.array(draft.n, np.int32)
-        slot = None if whole else np.array(draft.rows, np.int32)
+        slot = None if self.whole else np.array(draft.rows, np.int32)
         pages = self.tables(draft, start + n) if self.spec.kind == "paged" else None
         if draft.form == "tree":
             return Span.tree(start, n, draft.parent, slot, pages)
@@ -202,8 +202,7 @@ class Schedule:
         cells = [(i, j) for i, n in enumerate(draft.n) for j in range(n)]
         if not cells:
             return
-        shape = (self.spec.slots * max(WIDTH.values()), self.spec.max_len, *x.shape[2:])
-        whole = np.full(shape, poison(x.dtype), x.dtype)
+        whole = np.full((*whole_shape(self.spec), *x.shape[2:]), poison(x.dtype), x.dtype)
         n = np.zeros(len(whole), np.int32)
         for row, (i, j) in enumerate(cells):
             sequence = [*self.read[draft.rows[i]], *(x[i, step] for step in draft.paths[i][j])]
@@ -212,11 +211,12 @@ class Schedule:
         close(np.array([y[cell] for cell in cells]), expected, self.tolerance, f"{draft.form} {draft}")
 
 
-def check_causality(system: System, inputs: Inputs, *, t: int = 16, seed: int = 0) -> None:
+def check_causality(system: System, inputs: Inputs, *, spec: StateSpec = SPEC, seed: int = 0) -> None:
     """Change every token from each of several places on: nothing before it changes, bit for bit."""
     rng = np.random.default_rng(seed)
-    x, other = inputs(rng, (1, t)), inputs(rng, (1, t))
-    n = np.full(1, t, np.int32)
+    b, t = whole_shape(spec)
+    x, other = inputs(rng, (b, t)), inputs(rng, (b, t))
+    n = np.full(b, t, np.int32)
     y = np.asarray(read_whole(system, x, n))
     for place in (1, t // 2, t - 1):
         changed = np.concatenate([x[:, :place], other[:, place:]], axis=1)
@@ -235,12 +235,18 @@ def check_donation(system: System, inputs: Inputs, *, spec: StateSpec = SPEC) ->
     b = spec.slots
     x, ones = inputs(np.random.default_rng(0), (b, 1)), np.ones(b, np.int32)
     pages = np.arange(b * 2, dtype=np.int32).reshape(b, 2) if spec.kind == "paged" else None
-    at, keep = Span.chain(np.zeros(b, np.int32), ones, 1, pages=pages), np.zeros((b, 1), np.int32)
+    at = Span.chain(np.zeros(b, np.int32), ones, 1, pages=pages)
+    keep = np.zeros((b, 2), np.int32)  # as wide as the schedules' step, so that one compiled program serves both
     compiled = advance.lower(system, x, state, at, keep, ones).compile()
     outputs = re.findall(r"\{(\d+)\}: \(\d+, \{\}, m\w+-alias\)", compiled.as_text() or "")
     leaves = len(jax.tree.leaves(state))
     copied = set(range(1, 1 + leaves)) - {int(output) for output in outputs}  # output 0 is y
     assert not copied, f"{len(copied)} of {leaves} arrays of memory are not updated in place"
+
+
+def whole_shape(spec: StateSpec) -> tuple[int, int]:
+    """The one [b, t] in which whole sequences are read: wide enough for every token of a span, each its own row."""
+    return spec.slots * max(WIDTH.values()), spec.max_len
 
 
 def with_kinds(spec: StateSpec = SPEC) -> Iterable[StateSpec]:

@@ -2,6 +2,9 @@
 
 import os
 
+# Two workers compile side by side: each on one thread of its own. Read when jax starts, so set before.
+os.environ.setdefault("XLA_FLAGS", "--xla_cpu_parallel_codegen_split_count=1")
+
 import hypothesis
 import jax
 import pytest

@@ -10,7 +10,6 @@ from toys import ToyAttention, ToyRecurrence, toy_attention, toy_hybrid, toy_rec
 from minillm import laws
 from minillm.cache import StateSpec
 
-TOYS = {"attention": toy_attention, "recurrence": toy_recurrence, "hybrid": toy_hybrid}
 SPECS = [pytest.param(replace(spec, dtype="float64"), id=spec.kind) for spec in laws.with_kinds()]
 
 
@@ -26,20 +25,17 @@ def _float64():
 
 
 @pytest.mark.parametrize("spec", SPECS)
-@pytest.mark.parametrize("toy", TOYS)
-def test_every_schedule_gives_what_reading_whole_sequences_gives(toy, spec):
-    laws.check_schedules(TOYS[toy](np.random.default_rng(0)), activations, spec=spec, tolerance=1e-12, examples=10)
+def test_every_schedule_gives_what_reading_whole_sequences_gives(spec):
+    laws.check_schedules(toy_hybrid(np.random.default_rng(0)), activations, spec=spec, tolerance=1e-12, examples=10)
 
 
-@pytest.mark.parametrize("toy", TOYS)
-def test_later_tokens_change_nothing_before_them(toy):
-    laws.check_causality(TOYS[toy](np.random.default_rng(0)), activations)
+def test_later_tokens_change_nothing_before_them():
+    laws.check_causality(toy_hybrid(np.random.default_rng(0)), activations)
 
 
 @pytest.mark.parametrize("spec", SPECS)
-@pytest.mark.parametrize("toy", TOYS)
-def test_a_step_updates_memory_in_place(toy, spec):
-    laws.check_donation(TOYS[toy](np.random.default_rng(0)), activations, spec=spec)
+def test_a_step_updates_memory_in_place(spec):
+    laws.check_donation(toy_hybrid(np.random.default_rng(0)), activations, spec=spec)
 
 
 @struct.dataclass
@@ -115,7 +111,7 @@ WRONG += [ReturnsAnotherMemory]
 def test_the_laws_catch_a_block_that_is_wrong_in_one_way(wrong):
     right = toy_attention if issubclass(wrong, ToyAttention) else toy_recurrence
     block = wrong(*jax.tree.leaves(right(np.random.default_rng(0))))
-    spec = replace(laws.SPEC, dtype="float64")
+    spec = StateSpec(slots=2 if wrong is MixesUpSlots else 1, max_len=16, dtype="float64")
     with pytest.raises((AssertionError, UserWarning)):  # the warning: donated memory of another shape
         laws.check_schedules(block, activations, spec=spec, tolerance=1e-12, examples=30, shrink=False)
 
@@ -145,7 +141,7 @@ def test_the_laws_use_the_system_even_in_a_single_example():
 
 def test_the_laws_hold_for_memory_of_other_sizes():
     toy = toy_attention(np.random.default_rng(0))
-    spec = StateSpec(slots=2, max_len=70, kind="paged", dtype="float64", page_size=3, n_pages=50)
+    spec = StateSpec(slots=1, max_len=70, kind="paged", dtype="float64", page_size=3, n_pages=24)
     laws.check_schedules(toy, activations, spec=spec, tolerance=1e-12, examples=2, steps=40)
 
 
