@@ -15,11 +15,42 @@ Dimensions, one letter each, everywhere in this project:
 `b t h k` means an array of shape [batch, query time, query heads, head dimension].
 """
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from .activations import (
+    clamped_swiglu,
+    clamped_swiglu_ref,
+    gelu,
+    gelu_ref,
+    gelu_tanh,
+    gelu_tanh_ref,
+    relu2,
+    relu2_ref,
+    silu,
+    silu_ref,
+    softplus,
+    softplus_ref,
+    swiglu,
+    swiglu_ref,
+)
+from .attention.blocked import blocked_attention
+from .attention.mla import absorbed_mla_attention, expanded_mla_attention
+from .attention.mla_ref import mla_attention_ref
 from .attention.naive import naive_attention
+from .attention.paged import gathered_paged_attention, paged_attention
+from .attention.paged_ref import paged_attention_ref
 from .attention.ref import attention_ref
+from .attention.split import merge_attention, split_attention
+from .cross_entropy import blocked_cross_entropy, cross_entropy, cross_entropy_ref
 from .formats.gguf import GGUF_TYPES, GGUFType
 from .formats.ref import decode_gguf_block_ref
-from .norm import rms_norm, rms_norm_ref
+from .moe.capacity import moe_capacity
+from .moe.dense import moe_dense
+from .moe.ref import moe_capacity_ref, moe_ref, route_ref
+from .moe.router import route
+from .moe.sorted import moe_sorted
+from .norm import layer_norm, layer_norm_ref, rms_norm, rms_norm_ref
 from .rope import apply_rope, apply_rope_ref, rope_frequencies
 from .sampling.filters import (
     keep_min_p,
@@ -37,30 +68,109 @@ from .sampling.ref import (
     penalise_repetition_ref,
     scale_temperature_ref,
 )
+from .sampling.samplers import sample, sample_gumbel, sample_inversion
+from .sampling.speculative import accept, accept_seeded
+from .sampling.speculative_ref import accept_distribution_ref, accept_ref, sample_ref
 from .shapes import shaped
+from .ssm.conv import causal_conv1d, causal_conv1d_ref
+from .ssm.gated_delta import chunked_gated_delta, recurrent_gated_delta
+from .ssm.ref import gated_delta_ref, selective_scan_ref, ssd_ref
+from .ssm.selective_scan import associative_selective_scan, chunked_selective_scan, sequential_selective_scan
+from .ssm.ssd import chunked_ssd, quadratic_ssd, recurrent_ssd
+
+if TYPE_CHECKING:
+    from . import judge
+    from .judge import validate
 
 __all__ = [
     "GGUF_TYPES",
     "GGUFType",
+    "absorbed_mla_attention",
+    "accept",
+    "accept_distribution_ref",
+    "accept_ref",
+    "accept_seeded",
     "apply_rope",
     "apply_rope_ref",
+    "associative_selective_scan",
     "attention_ref",
+    "blocked_attention",
+    "blocked_cross_entropy",
+    "causal_conv1d",
+    "causal_conv1d_ref",
+    "chunked_gated_delta",
+    "chunked_selective_scan",
+    "chunked_ssd",
+    "clamped_swiglu",
+    "clamped_swiglu_ref",
+    "cross_entropy",
+    "cross_entropy_ref",
     "decode_gguf_block_ref",
+    "expanded_mla_attention",
+    "gated_delta_ref",
+    "gathered_paged_attention",
+    "gelu",
+    "gelu_ref",
+    "gelu_tanh",
+    "gelu_tanh_ref",
+    "judge",
     "keep_min_p",
     "keep_min_p_ref",
     "keep_top_k",
     "keep_top_k_ref",
     "keep_top_p",
     "keep_top_p_ref",
+    "layer_norm",
+    "layer_norm_ref",
+    "merge_attention",
+    "mla_attention_ref",
+    "moe_capacity",
+    "moe_capacity_ref",
+    "moe_dense",
+    "moe_ref",
+    "moe_sorted",
     "naive_attention",
+    "paged_attention",
+    "paged_attention_ref",
     "penalise_counts",
     "penalise_counts_ref",
     "penalise_repetition",
     "penalise_repetition_ref",
+    "quadratic_ssd",
+    "recurrent_gated_delta",
+    "recurrent_ssd",
+    "relu2",
+    "relu2_ref",
     "rms_norm",
     "rms_norm_ref",
     "rope_frequencies",
+    "route",
+    "route_ref",
+    "sample",
+    "sample_gumbel",
+    "sample_inversion",
+    "sample_ref",
     "scale_temperature",
     "scale_temperature_ref",
+    "selective_scan_ref",
+    "sequential_selective_scan",
     "shaped",
+    "silu",
+    "silu_ref",
+    "softplus",
+    "softplus_ref",
+    "split_attention",
+    "ssd_ref",
+    "swiglu",
+    "swiglu_ref",
+    "validate",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """`validate` and `judge` are imported when they are first asked for: they need hypothesis, the ops do not."""
+    if name == "judge":
+        return importlib.import_module(".judge", __name__)
+    if name == "validate":
+        return importlib.import_module(".judge", __name__).validate
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

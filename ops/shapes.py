@@ -54,6 +54,7 @@ def shaped(spec: str):
                     check(function.__name__, name, given[name], contract, sizes)
             return function(*args, **kwargs)
 
+        checked.contracts = contracts  # pyright: ignore[reportAttributeAccessIssue]
         return checked
 
     return decorate

@@ -17,7 +17,7 @@ minillm: LLM inference, small enough to read
   learn   read the core in the README's order; python -c "from minillm import ops; help(ops)"
   run     minillm pull smollm2-135m
           minillm generate --model smollm2-135m --chat "Name three colours."
-  judge   hold a kernel to its float64 definition: from minillm.ops import attention_ref
+  judge   minillm validate my_kernels.py:flash --op attention
 
 minillm --help lists the commands.
 """

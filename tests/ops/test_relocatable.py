@@ -13,6 +13,7 @@ from minillm import ops
 FOLDER = Path(ops.__file__).parent
 FILES = sorted(FOLDER.rglob("*.py"))
 ALLOWED = sys.stdlib_module_names | {"numpy", "jax", "einops"}
+JUDGE = {"hypothesis", "ml_dtypes", "torch", "cupy"}  # torch and cupy only to hand arrays to kernels that want them
 
 
 def run(code: str, folder: Path) -> None:
@@ -32,6 +33,7 @@ import elsewhere
 assert elsewhere.__file__.startswith(FOLDER), elsewhere.__file__
 x, weight = np.array([[3, 4]], np.float32), np.array([1, 2], np.float32)
 assert np.allclose(elsewhere.rms_norm(x, weight, 0.0), elsewhere.rms_norm_ref(x, weight, 0.0))
+assert elsewhere.validate("rms_norm", elsewhere.rms_norm, only="accuracy; one number; seed 0").ok
 """
     run(code.replace("FOLDER", repr(str(tmp_path))), tmp_path)
 
@@ -50,10 +52,11 @@ assert not ours | others, ours | others
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(FOLDER)))
 def test_only_numpy_jax_einops_and_relatives_are_imported(file):
+    allowed = ALLOWED | (JUDGE if file.parent.name == "judge" else set())
     depth = len(file.relative_to(FOLDER).parts)  # as many dots as reach the top of ops, and no further
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
-            assert {alias.name.split(".")[0] for alias in node.names} <= ALLOWED
+            assert {alias.name.split(".")[0] for alias in node.names} <= allowed
         elif isinstance(node, ast.ImportFrom):
             assert node.level <= depth
-            assert node.level or (node.module or "").split(".")[0] in ALLOWED
+            assert node.level or (node.module or "").split(".")[0] in allowed

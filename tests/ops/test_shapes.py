@@ -1,3 +1,5 @@
+from collections import Counter
+
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -5,6 +7,8 @@ import numpy as np
 import pytest
 
 from minillm import ops
+from minillm.ops.cases import Op
+from minillm.ops.judge.trials import cast
 from minillm.ops.shapes import is_kind
 
 
@@ -16,46 +20,25 @@ def ints(*shape: int) -> np.ndarray:
     return np.ones(shape, np.int32)
 
 
-def bools(*shape: int) -> np.ndarray:
-    return np.ones(shape, bool)
+t, k = 3, 8
 
 
-b, t, s, h, g, k, v = 2, 3, 5, 4, 2, 8, 7
-VALID = {  # a good call of every checked op
-    "apply_rope": {"x": floats(b, t, h, k), "pos": ints(b, t), "freqs": floats(k // 2)},
-    "keep_min_p": {"logits": floats(b, v), "p": floats(b)},
-    "keep_top_k": {"logits": floats(b, v), "k": ints(b)},
-    "keep_top_p": {"logits": floats(b, v), "p": floats(b)},
-    "naive_attention": {
-        "q": floats(b, t, h, k),
-        "k": floats(b, s, g, k),
-        "v": floats(b, s, g, k),
-        "q_pos": ints(b, t),
-        "k_pos": ints(b, s),
-        "mask": bools(b, t, s),
-    },
-    "penalise_counts": {
-        "logits": floats(b, v),
-        "counts": ints(b, v),
-        "presence": floats(b),
-        "frequency": floats(b),
-    },
-    "penalise_repetition": {"logits": floats(b, v), "seen": bools(b, v), "penalty": floats(b)},
-    "rms_norm": {"x": floats(b, t, k), "weight": floats(k), "eps": 1e-6},
-    "scale_temperature": {"logits": floats(b, v), "temperature": floats(b)},
-}
-FREE = {  # dimensions that no other argument shares: op, argument, axis
-    ("apply_rope", "x", 2),
-    ("apply_rope", "x", 3),
-    ("apply_rope", "freqs", 0),
-    ("naive_attention", "q", 2),
-    ("rms_norm", "x", 0),
-    ("rms_norm", "x", 1),
-    *((op, "logits", 1) for op in ("keep_min_p", "keep_top_k", "keep_top_p", "scale_temperature")),
-}
-every_op = pytest.mark.parametrize("name", VALID)
+def good_calls() -> dict:
+    """A good call of every checked form of every op: on the case with most inputs, from the op's own data."""
+    calls = {}
+    for op in ops.judge.OPS.values():
+        if isinstance(op, Op):
+            case = max(op.cases, key=lambda case: (len(case.inputs), len(case.options)))
+            arrays = cast(op, op.draw(case, np.random.default_rng(0)), "float32")
+            forms = {form.__name__: form for form in op.forms.values() if hasattr(form, "contracts")}
+            calls |= {name: (form, arrays | dict(case.options)) for name, form in forms.items()}
+    return calls
+
+
+CALLS = good_calls()
 every_array = pytest.mark.parametrize(
-    ("name", "argument"), [(op, name) for op, args in VALID.items() for name in args if name != "eps"]
+    ("name", "argument"),
+    [(name, argument) for name, (form, call) in CALLS.items() for argument in form.contracts if argument in call],
 )
 
 
@@ -67,40 +50,42 @@ def toy(x, y, pos=None, gain=1.0):
 X, Y, POS = floats(t, k), floats(k), ints(t)
 
 
-def test_the_list_above_names_every_checked_op():
-    assert set(VALID) == {name for name in ops.__all__ if hasattr(getattr(ops, name), "__wrapped__")}
+def test_every_form_is_checked():
+    forms = {form for op in ops.judge.OPS.values() if isinstance(op, Op) for form in op.forms.values()}
+    assert all(hasattr(form, "contracts") for form in forms)
 
 
-@every_op
-def test_the_check_leaves_nothing_in_the_program(name):
-    op = getattr(ops, name)
-    checked, bare = (jax.jit(f).lower(**VALID[name]).as_text() for f in (op, op.__wrapped__))
+def test_the_check_leaves_nothing_in_the_program():
+    checked, bare = (jax.jit(f).lower(X, Y, POS).as_text() for f in (toy, toy.__wrapped__))
     assert checked == bare
 
 
 @every_array
 def test_a_size_that_clashes_names_the_op_the_arguments_and_the_letter(name, argument):
-    right = VALID[name][argument]
-    for axis in range(right.ndim):
-        wrong = VALID[name] | {argument: np.repeat(right, 2, axis)}
-        if (name, argument, axis) not in FREE:
-            with pytest.raises(ValueError, match=rf"^{name}: \w+ \[.*\] has (\w) = \d+, but \w+ has \1 = \d+$"):
-                getattr(ops, name)(**wrong)
+    form, call = CALLS[name]
+    dims = {one: contract.dims for one, contract in form.contracts.items() if one in call}
+    counts = Counter(letter for letters in dims.values() for letter in letters)
+    for axis, letter in enumerate(reversed(dims[argument]), start=1):
+        if counts[letter] > 1 and letter != "...":
+            wrong = call | {argument: np.repeat(call[argument], 2, -axis)}
+            with pytest.raises(ValueError, match=rf"^{name}: \w+ \[.*\] has (\w+) = \d+, but \w+ has \1 = \d+$"):
+                form(**wrong)
 
 
 @every_array
 def test_a_wrong_rank_names_the_op_and_the_argument(name, argument):
-    wrong = VALID[name] | {argument: VALID[name][argument].reshape(-1)[0]}
-    with pytest.raises(ValueError, match=rf"^{name}: {argument} has shape \[\], expected \["):
-        getattr(ops, name)(**wrong)
+    form, call = CALLS[name]
+    if form.contracts[argument].dims != ("...",):
+        with pytest.raises(ValueError, match=rf"^{name}: {argument} has shape \[\], expected \["):
+            form(**call | {argument: call[argument].reshape(-1)[0]})
 
 
 @every_array
 def test_a_wrong_kind_of_dtype_names_the_op_and_the_argument(name, argument):
-    right = VALID[name][argument]
-    wrong = VALID[name] | {argument: right.astype(np.int32 if is_kind(right.dtype, "float") else np.float32)}
+    form, call = CALLS[name]
+    wrong = np.zeros(call[argument].shape, np.int32 if is_kind(call[argument].dtype, "float") else np.float32)
     with pytest.raises(ValueError, match=rf"^{name}: {argument} \[.*\] has dtype \w+, expected (int|bool|float)$"):
-        getattr(ops, name)(**wrong)
+        form(**call | {argument: wrong})
 
 
 def test_messages_say_what_was_found_and_what_was_expected():

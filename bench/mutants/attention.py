@@ -1,0 +1,202 @@
+"""Bugs seeded into attention, paged attention and latent attention: each one is made in real kernels."""
+
+from .mutant import Mutant
+
+NAIVE, BLOCKED, SPLIT = (("attention", f"{form}_attention") for form in ("naive", "blocked", "split"))
+GATHERED, PAGED = (("paged_attention", f"{prefix}paged_attention") for prefix in ("gathered_", ""))
+EXPANDED, ABSORBED = (("mla", f"{form}_mla_attention") for form in ("expanded", "absorbed"))
+SCORES_FILE, NAIVE_FILE, BLOCKED_FILE = (f"attention/{name}.py" for name in ("scores", "naive", "blocked"))
+SPLIT_FILE, PAGED_FILE, MLA_FILE = (f"attention/{name}.py" for name in ("split", "paged", "mla"))
+
+MUTANTS = [
+    Mutant(
+        *NAIVE,
+        "window one position too wide",
+        SCORES_FILE,
+        "jnp.abs(here - there) < window",
+        "jnp.abs(here - there) <= window",
+    ),
+    Mutant(
+        *BLOCKED,
+        "window that only looks back",
+        SCORES_FILE,
+        "jnp.abs(here - there) < window",
+        "here - there < window",
+    ),
+    Mutant(*NAIVE, "a query does not see its own position", SCORES_FILE, "there <= here", "there < here"),
+    Mutant(
+        *NAIVE,
+        "causal mask aligned to the first key, not the last",
+        SCORES_FILE,
+        "jnp.arange(s - t, s, dtype=jnp.int32)",
+        "jnp.arange(0, t, dtype=jnp.int32)",
+    ),
+    Mutant(
+        *SPLIT,
+        "padding queries attend",
+        SCORES_FILE,
+        "seen = (there >= 0) & (here >= 0)",
+        "seen = (there >= 0) & (here >= -1)",
+    ),
+    Mutant(
+        *NAIVE,
+        "query heads dealt to KV heads in turn",
+        SCORES_FILE,
+        "q = q.reshape(b, t, g, h // g, width)",
+        "q = q.reshape(b, t, h // g, g, width).swapaxes(2, 3)",
+    ),
+    Mutant(
+        *NAIVE,
+        "soft cap without its division",
+        SCORES_FILE,
+        "jnp.tanh(score / softcap)",
+        "jnp.tanh(score)",
+    ),
+    Mutant(
+        *NAIVE,
+        "slopes reward distance",
+        SCORES_FILE,
+        "score = score - alibi",
+        "score = score + alibi",
+    ),
+    Mutant(
+        *BLOCKED,
+        "a sequence sees the one packed before it",
+        SCORES_FILE,
+        "q_segment[:, :, None] == k_segment[:, None, :]",
+        "q_segment[:, :, None] >= k_segment[:, None, :]",
+    ),
+    Mutant(
+        *NAIVE,
+        "padding masked by a factor",
+        SCORES_FILE,
+        "return jnp.where((k_pos >= 0)[:, :, None, None], x, 0)",
+        "return x * (k_pos >= 0)[:, :, None, None].astype(x.dtype)",
+    ),
+    Mutant(
+        *NAIVE,
+        "log-sum-exp without the sink",
+        SCORES_FILE,
+        "share[..., None], jnp.logaddexp(lse, sink)",
+        "share[..., None], lse",
+    ),
+    Mutant(
+        *NAIVE,
+        "log-sum-exp to base 2",
+        NAIVE_FILE,
+        "jnp.log(nonzero)",
+        "jnp.log2(nonzero)",
+    ),
+    Mutant(
+        *NAIVE,
+        "weights of queries that see nothing are 0 / 0",
+        NAIVE_FILE,
+        "jnp.where(peak == -jnp.inf, 0, peak)",
+        "peak",
+    ),
+    Mutant(
+        *BLOCKED,
+        "values not rescaled when the peak rises",
+        BLOCKED_FILE,
+        "running.y * shrink[..., None] + y",
+        "running.y + y",
+    ),
+    Mutant(
+        *BLOCKED,
+        "total not rescaled when the peak rises",
+        BLOCKED_FILE,
+        "running.total * shrink",
+        "running.total",
+    ),
+    Mutant(
+        *BLOCKED,
+        "peak starts at 0",
+        BLOCKED_FILE,
+        "jnp.full_like(total, -jnp.inf)",
+        "jnp.zeros_like(total)",
+    ),
+    Mutant(
+        *BLOCKED,
+        "a block that is hidden altogether gives NaN",
+        BLOCKED_FILE,
+        "jnp.where(peak == -jnp.inf, 0, peak)",
+        "peak",
+    ),
+    Mutant(
+        *BLOCKED,
+        "the last block's filling is seen",
+        BLOCKED_FILE,
+        "cut_one(pos, 1, fill=-1)",
+        "cut_one(pos, 1)",
+    ),
+    Mutant(
+        *SPLIT,
+        "every part has the sink",
+        SPLIT_FILE,
+        "return average(score, only_tokens(keys.v, keys.pos))",
+        "return add_sinks(*average(score, only_tokens(keys.v, keys.pos)), sinks)",
+    ),
+    Mutant(
+        *SPLIT,
+        "parts weigh alike",
+        SPLIT_FILE,
+        "weights = jnp.exp(lses - jnp.where(peak == -jnp.inf, 0, peak))",
+        "weights = jnp.where(lses == -jnp.inf, 0.0, 1.0).astype(lses.dtype)",
+    ),
+    Mutant(
+        *SPLIT,
+        "merged log-sum-exp is the largest part's",
+        SPLIT_FILE,
+        "peak + jnp.log(nonzero)",
+        "peak",
+    ),
+    Mutant(
+        *PAGED,
+        "last page left out unless full",
+        PAGED_FILE,
+        "(jnp.max(lengths) + o - 1) // o",
+        "jnp.max(lengths) // o",
+    ),
+    Mutant(
+        *PAGED,
+        "all sequences end with the shortest",
+        PAGED_FILE,
+        "(jnp.max(lengths) + o - 1) // o",
+        "(jnp.min(lengths) + o - 1) // o",
+    ),
+    Mutant(
+        *PAGED,
+        "reads one row past the end",
+        PAGED_FILE,
+        "jnp.where(rows < lengths[:, None], rows, -1)",
+        "jnp.where(rows <= lengths[:, None], rows, -1)",
+    ),
+    Mutant(
+        *GATHERED,
+        "lengths taken as those before the queries",
+        PAGED_FILE,
+        "lengths[:, None] - t + jnp.arange(t",
+        "lengths[:, None] + jnp.arange(t",
+    ),
+    Mutant(
+        *ABSORBED,
+        "scale from the latent's width",
+        MLA_FILE,
+        "(q_nope.shape[3] + q_rope.shape[3]) ** -0.5",
+        "(latent.shape[2] + q_rope.shape[3]) ** -0.5",
+    ),
+    Mutant(
+        *ABSORBED,
+        "scale without the rotated channels",
+        MLA_FILE,
+        "(q_nope.shape[3] + q_rope.shape[3]) ** -0.5",
+        "q_nope.shape[3] ** -0.5",
+    ),
+    Mutant(
+        *EXPANDED,
+        "rotated channels first in queries, last in keys",
+        MLA_FILE,
+        "jnp.concatenate([q_nope, q_rope], axis=3)",
+        "jnp.concatenate([q_rope, q_nope], axis=3)",
+    ),
+]

@@ -1,0 +1,105 @@
+"""`minillm validate`: judge a kernel against the definition of an op."""
+
+import importlib.util
+import json
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..errors import UserError
+from .terminal import interactive
+
+
+@click.command("validate", short_help="Judge a kernel against an op's definition.")
+@click.argument("kernel", required=False, metavar="[FILE.py:FUNCTION]")
+@click.option("--op", "op_name", metavar="NAME", required=True, help="The op it claims to be; `list` lists them.")
+@click.option("--program", metavar="COMMAND", help="Judge a program instead: run as COMMAND IN.npz OUT.npz.")
+@click.option("--dtype", default="float32", show_default=True, help="float32, bfloat16 or float16.")
+@click.option("--arrays", default=None, help="jax (default), numpy, torch or cupy: what the kernel takes.")
+@click.option("--jit", is_flag=True, help="Compile a JAX kernel before it is called.")
+@click.option("--supports", multiple=True, metavar="NAME=V,V", help="What it can do: k=64,128 or causal=true.")
+@click.option("--quick", is_flag=True, help="Stop after some seconds.")
+@click.option("--only", metavar="TRIAL", help="Repeat one trial of an earlier report.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object.")
+def command(kernel, op_name, program, dtype, arrays, jit, supports, quick, only, as_json) -> None:
+    """Judge FUNCTION of FILE.py, any callable that takes an op's arrays, and exit with 1 if it is wrong.
+
+    It is held to the op's float64 definition on many shapes, options and nasty inputs, and to laws that correct
+    kernels obey. A case it does not take (a missing keyword, or a value not in --supports) is reported as not
+    covered. FILE.py is executed.
+
+    \b
+    Examples:
+      minillm validate my_kernels.py:flash --op attention --dtype bfloat16 --jit
+      minillm validate my_kernels.py:flash --op attention --arrays torch --supports k=64,128 --quick
+      minillm validate --program ./flash --op attention
+    """
+    from .. import ops
+
+    if op_name == "list":
+        click.echo("\n".join(ops.judge.OPS))
+        return
+    function = find_kernel(kernel, program)
+    options = {"dtype": dtype, "quick": quick, "only": only, "supports": dict(map(parse_supports, supports))}
+    options["arrays"] = arrays or ("numpy" if program else "jax")
+    try:
+        function = ops.judge.compiled(function) if jit else function
+        report = judge_with_bar(lambda progress: ops.validate(op_name, function, progress=progress, **options))
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    click.echo(report.to_json() if as_json else str(report))
+    sys.exit(0 if report.ok else 1)
+
+
+def judge_with_bar(judge: Callable[[Callable[[int, int], None] | None], Any]) -> Any:
+    """Run `judge` with a progress bar if somebody is looking."""
+    if not interactive():
+        return judge(None)
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("trials", total=None)
+        return judge(lambda done, total: bar.update(task, completed=done, total=total))
+
+
+def find_kernel(place: str | None, program: str | None) -> Callable:
+    """The callable that the command line names. UserError if it names none, or both kinds."""
+    from .. import ops
+
+    if (place is None) == (program is None):
+        raise UserError("kernel: expected either FILE.py:FUNCTION or --program COMMAND")
+    if program is not None:
+        return ops.judge.program(shlex.split(program))
+    path, colon, name = (place or "").rpartition(":")
+    if not colon or not Path(path).is_file():
+        raise UserError(f"kernel is {place!r}, expected FILE.py:FUNCTION with a file that exists")
+    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    if spec is None or spec.loader is None:
+        raise UserError(f"{path} is no Python file; expected FILE.py:FUNCTION")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    if not callable(getattr(module, name, None)):
+        raise UserError(f"{path} has no function {name!r}")
+    return getattr(module, name)
+
+
+def parse_supports(text: str) -> tuple[str, tuple]:
+    """`k=64,128` -> ("k", (64, 128)): JSON values where they are such, plain words otherwise."""
+    name, equals, values = text.partition("=")
+    if not name or not equals or not values:
+        raise UserError(f"--supports is {text!r}, expected NAME=VALUE,VALUE such as k=64,128")
+    return name, tuple(map(value_of, values.split(",")))
+
+
+def value_of(text: str) -> Any:
+    """A number, true, false or null as JSON reads it; else the word itself."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text

@@ -1,0 +1,148 @@
+"""The verdict: `ops.validate` judges any callable against an op.
+
+Every covered case is tried for accuracy on ordinary and on nasty inputs, for equality on inputs whose answer is
+exact, and in the op's laws. Cases that show an option or an input for the first time come first, so that little
+time goes far. A check that fails is shrunk to its smallest sizes and seed by hypothesis, and is not run again.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+
+import hypothesis
+from hypothesis import strategies as st
+from hypothesis.errors import Flaky, NoSuchExample
+
+from ..cases import Case, DistributionOp, Op
+from .distribution import DRAWS, QUICK_DRAWS, judge_distribution
+from .kernel import Kernel, Library, Supports
+from .laws import laws_of
+from .report import Failure, Report
+from .subjects import find_op
+from .trials import ORDINARY, Outcome, Trial, run_trial
+
+LAW_CASES = 4  # on how many cases each law is tried
+QUICK_SECONDS = 7.0
+SHRINK_SECONDS = 10.0
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def validate(
+    op: str | Op | DistributionOp,
+    kernel: Callable,
+    *,
+    dtype: str = "float32",
+    arrays: Library = "jax",
+    supports: Supports | None = None,
+    seeds: int = 3,
+    quick: bool = False,
+    only: str | None = None,
+    shrink: bool = True,
+    progress: Callable[[int, int], None] | None = None,
+) -> Report:
+    """Judge `kernel` as the op of that name, or as one of your own -> a `Report`.
+
+    The kernel gets the op's required arrays by position, the rest by keyword, as arrays of the library `arrays`,
+    floats in `dtype`. `supports` declares what it can do (see `Kernel`). Ordinary and exact inputs are drawn from
+    `seeds` seeds, nasty ones from one. `quick` stops after some seven seconds,
+    `only` repeats one trial of an earlier report, `shrink=False` reports failures as they came, and `progress`
+    is called with (trials done, trials in all). ValueError for an unknown op, dtype or trial.
+    """
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype is {dtype!r}, expected one of {', '.join(DTYPES)}")
+    subject, judged = find_op(op) if isinstance(op, str) else op, Kernel(kernel, arrays, supports)
+    report = Report(subject.name, judged.name, dtype)
+    if isinstance(subject, DistributionOp):
+        return judge_distribution(subject, judged, report, QUICK_DRAWS if quick else DRAWS, only)
+    trials = [Trial.parse(only)] if only else list(plan(subject, judged, dtype, seeds, report))
+    deadline = time.monotonic() + QUICK_SECONDS if quick else float("inf")
+    for done, (trial, outcome) in enumerate(outcomes(subject, judged, trials, dtype)):
+        if progress:
+            progress(done, len(trials))
+        if outcome:
+            report.ran[trial.check] += 1
+            report.note(outcome.ratios, outcome.conventions if trial.style == ORDINARY else None)
+        if outcome and outcome.fault:
+            found = trial, outcome.fault
+            smallest, fault = shrunk(subject, judged, *found, dtype) if shrink else found
+            report.failures.append(Failure(str(smallest), fault, report.repeating(smallest, arrays)))
+        if time.monotonic() > deadline:
+            report.left_out = len(trials) - done - 1
+            break
+    report.unused = [] if only or report.left_out else unused_laws(subject, report)
+    return report
+
+
+def plan(op: Op, kernel: Kernel, dtype: str, seeds: int, report: Report) -> Iterator[Trial]:
+    """All trials in order; what the kernel does not cover goes into the report."""
+    cases = []
+    for case in by_novelty(op.cases):
+        if reason := kernel.uncovered(case, dtype, ORDINARY):
+            report.uncovered[case.name] = reason
+        else:
+            cases.append(case)
+    styles = [style for style in op.styles if style in kernel.supports.get("style", op.styles)]
+    for seed in range(seeds):
+        for case in cases:
+            yield Trial("accuracy", case.name, seed=seed)
+            if op.exact:
+                yield Trial("exact", case.name, seed=seed)
+            if not seed:
+                yield from (Trial("accuracy", case.name, style) for style in styles)
+                yield from (Trial(f"law {law.name}", case.name) for law in laws_of(op))
+
+
+def outcomes(op: Op, kernel: Kernel, trials: list[Trial], dtype: str) -> Iterator[tuple[Trial, Outcome | None]]:
+    """Run trials in order, without those of a check that failed and of laws that were tried often enough."""
+    tried, failed = Counter[str](), set[str]()
+    for trial in trials:
+        enough = trial.check.startswith("law ") and tried[trial.check] >= LAW_CASES
+        outcome = None if enough or trial.check in failed else run_trial(op, kernel, trial, dtype)
+        if outcome:
+            tried[trial.check] += 1
+            failed |= {trial.check} if outcome.fault else set()
+        yield trial, outcome
+
+
+def by_novelty(cases: tuple[Case, ...]) -> list[Case]:
+    """The cases that show most options and inputs not yet seen first, otherwise in their own order."""
+    left, seen, ordered = list(cases), set[str](), []
+    while left:
+        best = max(left, key=lambda case: len({*case.options, *case.inputs} - seen))
+        seen |= {*best.options, *best.inputs}
+        ordered.append(best)
+        left.remove(best)
+    return ordered
+
+
+def shrunk(op: Op, kernel: Kernel, trial: Trial, fault: str, dtype: str) -> tuple[Trial, str]:
+    """The smallest sizes and seed at which the trial still fails, found within some seconds.
+
+    A kernel that was wrong and now raises does not fail in the same way: it may not take so small a size.
+    """
+    sizes = dict(next(case for case in op.cases if case.name == trial.case).sizes)
+    deadline, failing = time.monotonic() + SHRINK_SECONDS, [(sum(sizes.values()), trial.seed, trial, fault)]
+
+    def fails(drawn: tuple[dict[str, int], int]) -> bool:
+        changed = {letter: size for letter, size in drawn[0].items() if size != sizes[letter]}
+        smaller = trial._replace(seed=drawn[1], sizes=tuple(changed.items()))
+        if time.monotonic() > deadline:
+            return False
+        with suppress(Exception):  # sizes that the op itself cannot be asked for
+            outcome = run_trial(op, kernel, smaller, dtype)
+            if outcome and outcome.fault and outcome.fault.startswith("raised") == fault.startswith("raised"):
+                failing.append((sum(drawn[0].values()), drawn[1], smaller, outcome.fault))
+                return True
+        return False
+
+    sizes_up_to = st.fixed_dictionaries({name: st.integers(min(size, 1), size) for name, size in sizes.items()})
+    settings = hypothesis.settings(max_examples=50, deadline=None, database=None, derandomize=True)
+    with suppress(NoSuchExample, Flaky):  # time may run out in the middle: what failed until then counts
+        hypothesis.find(st.tuples(sizes_up_to, st.integers(0, trial.seed)), fails, settings=settings)
+    return min(failing)[2:]
+
+
+def unused_laws(op: Op, report: Report) -> list[str]:
+    """Laws of which no trial ran."""
+    return [law.name for law in laws_of(op) if not report.ran[f"law {law.name}"]]

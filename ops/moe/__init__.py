@@ -1,0 +1,1 @@
+"""Mixture of experts: `router.py` chooses experts, `dense.py`, `sorted.py` and `capacity.py` run them."""

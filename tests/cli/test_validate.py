@@ -1,0 +1,83 @@
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from minillm.cli import main
+
+KERNELS = """
+import numpy as np
+
+def norm(x, weight, eps):
+    wide = x.astype(np.float32)
+    y = wide / np.sqrt(np.mean(wide * wide, axis=-1, keepdims=True) + np.float32(eps)) * weight.astype(np.float32)
+    return y.astype(x.dtype)
+
+def no_root(x, weight, eps):
+    return x / (np.mean(x * x, axis=-1, keepdims=True) + np.float32(eps)) * weight
+
+constant = 3
+"""
+
+
+@pytest.fixture(scope="module")
+def kernels(tmp_path_factory):
+    path = tmp_path_factory.mktemp("kernels") / "my_kernels.py"
+    path.write_text(KERNELS)
+    return str(path)
+
+
+def validate(*arguments: str):
+    return CliRunner().invoke(main, ["validate", *arguments], prog_name="minillm")
+
+
+def test_a_correct_kernel_exits_with_0_and_a_wrong_one_with_1(kernels):
+    result = validate(f"{kernels}:norm", "--op", "rms_norm", "--arrays", "numpy")
+    assert result.exit_code == 0, result.output
+    assert "norm: rms_norm in float32: ok" in result.stdout
+    result = validate(f"{kernels}:no_root", "--op", "rms_norm", "--arrays", "numpy", "--quick")
+    assert result.exit_code == 1
+    assert "FAILED accuracy" in result.stdout
+
+
+def test_a_report_as_json_gives_the_trial_to_repeat(kernels):
+    out = json.loads(validate(f"{kernels}:no_root", "--op", "rms_norm", "--arrays", "numpy", "--json").stdout)
+    assert not out["ok"]
+    trial = out["failures"][0]["trial"]
+    again = validate(f"{kernels}:no_root", "--op", "rms_norm", "--arrays", "numpy", "--only", trial)
+    assert again.exit_code == 1
+    assert trial in again.stdout
+
+
+def test_what_a_kernel_supports_can_be_said(kernels):
+    result = validate(f"{kernels}:norm", "--op", "rms_norm", "--arrays", "numpy", "--supports", "d=1,8")
+    assert "not covered, d = " in result.stdout
+
+
+def test_ops_can_be_listed():
+    assert {"attention", "selective_scan", "moe", "rms_norm"} <= set(validate("--op", "list").stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["FILE:norm", "--op", "rms_nrom"], ["op is 'rms_nrom'", "rms_norm"]),
+        (["FILE:norn", "--op", "rms_norm"], ["no function 'norn'"]),
+        (["FILE:constant", "--op", "rms_norm"], ["no function 'constant'"]),
+        (["nowhere.py:norm", "--op", "rms_norm"], ["nowhere.py:norm", "exists"]),
+        (["FILE", "--op", "rms_norm"], ["FILE.py:FUNCTION"]),
+        (["--op", "rms_norm"], ["FILE.py:FUNCTION or --program"]),
+        (["FILE:norm"], ["--op"]),
+        (["FILE:norm", "--op", "rms_norm", "--dtype", "fp4"], ["dtype is 'fp4'"]),
+        (["FILE:norm", "--op", "rms_norm", "--supports", "k"], ["--supports is 'k'"]),
+        (["FILE:norm", "--op", "rms_norm", "--only", "x"], ["trial 'x'"]),
+    ],
+)
+def test_bad_arguments_are_refused_in_one_line(kernels, arguments, words):
+    result = validate(
+        *(part.replace("FILE", kernels, 1) if part.startswith("FILE") else part for part in arguments)
+    )
+    assert result.exit_code == 2, result.output
+    assert len(result.stderr.strip().splitlines()) == 1
+    for word in words:
+        assert word in result.stderr
