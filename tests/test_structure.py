@@ -36,9 +36,9 @@ LEVEL = {name: level for level, row in enumerate(LAYERS) for name in row.split()
 ENTRY = {"__init__", "__main__"}
 
 CORE = """
-    ops/norm.py ops/rope.py ops/attention/naive.py minillm/span.py minillm/cache/contiguous.py
-    minillm/blocks/attention.py minillm/blocks/mlp.py minillm/model.py minillm/archs/llama.py
-    minillm/sampling.py minillm/generate.py
+    ops/norm.py ops/rope.py ops/attention/naive.py ops/attention/scores.py minillm/span.py
+    minillm/cache/contiguous.py minillm/blocks/attention.py minillm/blocks/mlp.py minillm/model.py
+    minillm/archs/llama.py minillm/sampling.py minillm/generate.py
 """.split()
 
 

@@ -26,10 +26,8 @@ class Mutant(NamedTuple):
 def broken(mutant: Mutant, form: Callable) -> Callable:
     """The form with the bug in it; the real modules stay as they are."""
     source = (OPS / mutant.file).read_text()
-    if source.count(mutant.old) != 1:
-        raise ValueError(
-            f"mutant {mutant.bug!r}: {mutant.old!r} stands {source.count(mutant.old)} times in {mutant.file}"
-        )
+    if (times := source.count(mutant.old)) != 1:
+        raise ValueError(f"{mutant.bug!r}: {mutant.old!r} stands {times} times in {mutant.file}, expected once")
     name = "minillm.ops." + mutant.file.removesuffix(".py").replace("/", ".")
     module = types.ModuleType(name)
     module.__package__, module.__file__ = name.rpartition(".")[0], str(OPS / mutant.file)

@@ -1,8 +1,9 @@
-"""Attention. `ref.py` defines it; each other file is one algorithm, and `cases.py` what all of them are tried on.
+"""Attention in three kinds, each with a definition and several algorithms.
 
-    attention          naive.py, blocked.py (FlashAttention), split.py (FlashDecoding)
-    paged attention    paged.py: keys and values in pages behind a table
-    latent attention   mla.py: DeepSeek-V2's, expanded and absorbed
+    attention          ref.py        naive.py, blocked.py (FlashAttention), split.py (FlashDecoding)
+    paged attention    paged_ref.py  paged.py: keys and values in pages behind a table
+    latent attention   mla_ref.py    mla.py: DeepSeek-V2's, expanded and absorbed
 
-`scores.py` is what they share: which keys a query sees, and how strongly.
+`scores.py` says for all of them which keys a query sees and how strongly. What they are tried on is in `cases*.py`,
+with `laws.py` and `look_ups.py`.
 """

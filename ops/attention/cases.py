@@ -1,10 +1,12 @@
 """What every attention form is tried on: sizes and options, ordinary, nasty and exactly solvable inputs."""
 
+from functools import partial
+
 import numpy as np
 
 from ..cases import Arrays, Case, Op
 from .blocked import blocked_attention
-from .laws import BY_KEY, LAWS, visibility, with_keys
+from .laws import BY_KEY, LAWS, QUERIES, visibility, with_keys
 from .look_ups import POWERS_OF_TWO, look_up_keys, look_up_queries
 from .naive import naive_attention
 from .ref import attention_ref
@@ -15,11 +17,12 @@ POSITIONS = ("q_pos", "k_pos")
 SEGMENTS = ("q_segment", "k_segment")
 
 
-def case(name: str, sizes: str, inputs: tuple[str, ...] = (), **options) -> Case:
-    """A case from sizes in the order of SIZES."""
-    return Case(name, dict(zip(SIZES, map(int, sizes.split()), strict=True)), options, inputs)
+def new_case(letters: tuple[str, ...], name: str, sizes: str, inputs: tuple[str, ...] = (), **options) -> Case:
+    """A case from sizes in the order of their letters: "2 17 0"."""
+    return Case(name, dict(zip(letters, map(int, sizes.split()), strict=True)), options, inputs)
 
 
+case = partial(new_case, SIZES)
 CASES = (
     case("one token", "1 1 0 1 1 8 8"),
     case("one channel", "1 3 2 1 2 1 1"),
@@ -51,7 +54,7 @@ CASES = (
     case("64 keys", "1 64 0 1 1 4 4", window=33),
     case("65 keys", "2 1 64 1 2 8 8", window=100),
     case("66 keys", "1 66 0 1 1 4 4"),
-    case("600 keys", "1 2 598 1 2 4 4"),
+    case("600 keys", "1 2 598 4 1 4 4"),
 )
 
 
@@ -155,14 +158,15 @@ def far_below_zero(arrays: Arrays, case: Case, rng: np.random.Generator) -> Arra
     return arrays | {"q": q, "k": k}
 
 
-def poisoned_padding(arrays: Arrays, case: Case, rng: np.random.Generator) -> Arrays:
-    """Where there is no token: infinities and NaN, in queries, too."""
-    if "k_pos" not in arrays:
-        return arrays
-    arrays = arrays | {name: np.array(arrays[name]) for name in ("q", "k", "v")}
-    for name, pos in (("q", "q_pos"), ("k", "k_pos"), ("v", "k_pos")):
-        nowhere = arrays[name][arrays[pos] < 0]
-        arrays[name][arrays[pos] < 0] = rng.choice([np.nan, np.inf, -np.inf], nowhere.shape)
+def infinite_padding(arrays: Arrays, case: Case, rng: np.random.Generator) -> Arrays:
+    """Infinities of both signs where drawn inputs have NaN, and NaN in queries that are padding."""
+    arrays = {
+        n: np.where(np.isnan(x), rng.choice([np.inf, -np.inf], x.shape), x) if x.dtype == float else x
+        for n, x in arrays.items()
+    }
+    for name in QUERIES:
+        if name in arrays and "q_pos" in arrays:
+            arrays[name][arrays["q_pos"] < 0] = np.nan
     return arrays
 
 
@@ -182,7 +186,7 @@ STYLES = {
     "equal keys": lambda arrays, case, rng: arrays | {"k": np.where(np.isnan(arrays["k"]), np.nan, 1.5)},
     "large values": lambda arrays, case, rng: arrays | {"v": arrays["v"] * 1e4},
     "subnormal values": lambda arrays, case, rng: arrays | {"v": arrays["v"] * 1e-39},
-    "poisoned padding": poisoned_padding,
+    "infinite padding": infinite_padding,
 }
 
 ATTENTION = Op(

@@ -1,13 +1,12 @@
 """What every form of multi-head latent attention is tried on."""
 
-from collections.abc import Mapping
-from typing import Any
+from functools import partial
 
 import numpy as np
 
 from ..cases import Arrays, Call, Case, Law, Op
-from .cases import POSITIONS, draw_context, scatter
-from .laws import ANY_ATTENTION, Sides
+from .cases import POSITIONS, draw_context, infinite_padding, new_case, scatter
+from .laws import ANY_ATTENTION, Options, Sides
 from .look_ups import POWERS_OF_TWO, look_up_keys, look_up_queries
 from .mla import absorbed_mla_attention, expanded_mla_attention
 from .mla_ref import mla_attention_ref
@@ -16,11 +15,7 @@ SIZES = ("b", "t", "past", "h", "k", "a", "l", "j")  # s = past + t tokens; a ro
 QUERIES, KEYS = ("q_nope", "q_rope"), ("latent", "k_rope")
 
 
-def case(name: str, sizes: str, inputs: tuple[str, ...] = (), **options) -> Case:
-    """A case from sizes in the order of SIZES."""
-    return Case(name, dict(zip(SIZES, map(int, sizes.split()), strict=True)), options, inputs)
-
-
+case = partial(new_case, SIZES)
 CASES = (
     case("one token", "1 1 0 1 1 1 1 1"),
     case("causal", "2 9 0 2 8 4 16 8"),
@@ -81,44 +76,29 @@ def retrieval(case: Case, rng: np.random.Generator) -> Arrays:
     return arrays | rows | {"q_nope": q[..., :k], "q_rope": q[..., k:], "w_uk": w_uk, "w_uv": w_uv}
 
 
-def times(names: tuple[str, ...], factor: float):
-    """A style that multiplies some arrays."""
-    return lambda arrays, case, rng: arrays | {name: factor * arrays[name] for name in names}
-
-
 def outlier_channel(arrays: Arrays, case: Case, rng: np.random.Generator) -> Arrays:
     """One channel of the latent is 32 times as large as the others, its columns of the maps so much smaller."""
     l = case.sizes["l"]
     factor = np.where(np.arange(l) == rng.integers(l), 32, 1)
-    return (
-        arrays | {name: arrays[name] / factor for name in ("w_uk", "w_uv")} | {"latent": arrays["latent"] * factor}
-    )
-
-
-def poisoned_padding(arrays: Arrays, case: Case, rng: np.random.Generator) -> Arrays:
-    """Where there is no token: infinities instead of NaN."""
-    rows = {name: arrays[name] for name in KEYS}
-    return arrays | {
-        name: np.where(np.isnan(x), rng.choice([np.inf, -np.inf], x.shape), x) for name, x in rows.items()
-    }
+    return arrays | {"latent": arrays["latent"] * factor} | {n: arrays[n] / factor for n in ("w_uk", "w_uv")}
 
 
 STYLES = {
     "outlier channel": outlier_channel,
-    "tiny scores": times(QUERIES, 2.0**-10),
-    "large values": times(("w_uv",), 2.0**10),
-    "infinite padding": poisoned_padding,
+    "tiny scores": lambda arrays, case, rng: arrays | {name: arrays[name] * 2.0**-10 for name in QUERIES},
+    "large values": lambda arrays, case, rng: arrays | {"w_uv": arrays["w_uv"] * 2.0**10},
+    "infinite padding": infinite_padding,
 }
 
 
-def basis_of_latent(call: Call, arrays: Arrays, options: Mapping[str, Any], rng: np.random.Generator) -> Sides:
+def basis_of_latent(call: Call, arrays: Arrays, options: Options, rng: np.random.Generator) -> Sides:
     """Only the products of latent and maps count; powers of two move between them without rounding."""
     factor = rng.choice([-2.0, 0.5, 4.0], arrays["latent"].shape[2])
     maps = {name: arrays[name] / factor for name in ("w_uk", "w_uv")}
     return call(**arrays, **options), call(**(arrays | maps | {"latent": arrays["latent"] * factor}), **options)
 
 
-def one_head(call: Call, arrays: Arrays, options: Mapping[str, Any], rng: np.random.Generator) -> Sides:
+def one_head(call: Call, arrays: Arrays, options: Options, rng: np.random.Generator) -> Sides:
     """Heads share the latent and nothing else."""
     head = slice(h := int(rng.integers(len(arrays["w_uk"]))), h + 1)
     alone = {name: arrays[name][:, :, head] for name in QUERIES} | {n: arrays[n][head] for n in ("w_uk", "w_uv")}

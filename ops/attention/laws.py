@@ -56,7 +56,7 @@ def repeated_heads(call: Call, arrays: Arrays, options: Options, rng: np.random.
 
 
 def scale_of_queries(call: Call, arrays: Arrays, options: Options, rng: np.random.Generator) -> Sides:
-    """Only the product of scale and queries counts; a power of two moves between them without rounding."""
+    """Only the product of scale and queries counts. (Not to the bit: compilers treat a scale of 1 specially.)"""
     queries = {name: arrays[name] for name in QUERIES if name in arrays}
     scale = options.get("scale", sum(q.shape[3] for q in queries.values()) ** -0.5)
     larger = arrays | {name: 4 * q for name, q in queries.items()}
@@ -170,7 +170,7 @@ def visibility(arrays: Arrays, options: Options) -> tuple[np.ndarray, np.ndarray
 ANY_ATTENTION = (
     Law("the order of rows in memory does not matter", order_of_rows),
     Law("two halves of the keys merge into the whole", parts_merge),
-    Law("only the product of scale and queries counts", scale_of_queries, exact=True),
+    Law("only the product of scale and queries counts", scale_of_queries),
     Law("keys that a query does not see change nothing for it", unseen_keys, exact=True),
     Law("rows without a token may hold anything", unwritten_rows, exact=True),
     Law("a query alone gets what it gets among others", alone),

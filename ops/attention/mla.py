@@ -22,6 +22,7 @@ import numpy as np
 
 from ..shapes import shaped
 from .naive import naive_attention
+from .scores import positions
 
 SHAPES = (
     "q_nope: b t h k float, q_rope: b t h a float, latent: b s l float, k_rope: b s a float, "
@@ -46,6 +47,7 @@ def expanded_mla_attention(
     return_lse: bool = False,
 ) -> Any:
     """Arguments, result and errors as in `absorbed_mla_attention`; builds every head's keys and values."""
+    q_pos, k_pos = positions("expanded_mla_attention", q_nope, latent, q_pos, k_pos)
     k = project("bsl,hkl->bshk", latent, w_uk)
     k_rope = jnp.broadcast_to(k_rope[:, :, None], (*k.shape[:3], k_rope.shape[2]))
     return naive_attention(
@@ -83,9 +85,9 @@ def absorbed_mla_attention(
     wider and on request only. The rest as in `attention_ref`, with `scale` = 1/sqrt(k + a) by default.
     ValueError if q_pos is left out with t > s.
     """
-    q = jnp.concatenate([project("bthk,hkl->bthl", q_nope, w_uk), q_rope], axis=3)
+    q_pos, k_pos = positions("absorbed_mla_attention", q_nope, latent, q_pos, k_pos)
     y, lse = naive_attention(
-        q,
+        jnp.concatenate([project("bthk,hkl->bthl", q_nope, w_uk), q_rope], axis=3),
         jnp.concatenate([latent, k_rope], axis=2)[:, :, None],
         latent[:, :, None],
         q_pos=q_pos,
@@ -100,6 +102,6 @@ def absorbed_mla_attention(
 
 
 def project(equation: str, x: jax.Array, weight: jax.Array) -> jax.Array:
-    """An einsum in float32 or wider, back in x's dtype."""
+    """An einsum in float32 or wider, rounded to x's dtype, in which the memory is then read."""
     wide = np.promote_types(x.dtype, np.float32)  # operands, too: XLA's CPU lacks some bfloat16 products
     return jnp.einsum(equation, x.astype(wide), weight.astype(wide)).astype(x.dtype)

@@ -117,10 +117,10 @@ def check_table(op: str, pages: jax.Array, lengths: jax.Array, shape: tuple[int,
     """ValueError for a length or a needed page [b m] that pages of `shape` [p o g k] cannot serve, if known yet."""
     if isinstance(pages, Tracer) or isinstance(lengths, Tracer):
         return
-    table, (p, o) = np.asarray(pages), shape[:2]
-    for b, length in enumerate(np.asarray(lengths)):
-        if not 0 <= length <= table.shape[1] * o:
-            raise ValueError(f"{op}: lengths[{b}] is {length}, expected 0 … {table.shape[1] * o}, m * o rows")
-        for i, page in enumerate(table[b, : -(-length // o)]):
-            if not 0 <= page < p:
-                raise ValueError(f"{op}: pages[{b}, {i}] is {page} and holds tokens, expected 0 … {p - 1}")
+    table, ends, (p, o) = np.asarray(pages), np.asarray(lengths), shape[:2]
+    rows = table.shape[1] * o
+    for b in np.flatnonzero((ends < 0) | (ends > rows))[:1]:
+        raise ValueError(f"{op}: lengths[{b}] is {ends[b]}, expected 0 … {rows}, as many as {rows // o} pages hold")
+    needed = np.arange(table.shape[1]) * o < ends[:, None]
+    for b, i in np.argwhere(needed & ((table < 0) | (table >= p)))[:1]:
+        raise ValueError(f"{op}: pages[{b}, {i}] is {table[b, i]} and holds tokens, expected 0 … {p - 1}")

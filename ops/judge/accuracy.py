@@ -89,6 +89,8 @@ def typical(x: np.ndarray) -> np.ndarray:
     The larger of the two estimates. Single elements are too few to be a measure, and so may rows be: one that is
     near 0 by chance is no better known for it. Each estimate is a product of mean squares, one factor a direction.
     """
+    if not x.size:
+        return np.zeros(x.shape)
     squares = np.square(np.where(np.isfinite(x), x, 0))
     axes = tuple(range(x.ndim))
     by_place = separable(squares, [axes[:axis] + axes[axis + 1 :] for axis in axes])

@@ -140,7 +140,7 @@ GATED_DELTA = Op(
         Case("plain", {"b": 2, "t": 7, "h": 2, "k": 16, "j": 16}),
         Case("scale", {"b": 1, "t": 5, "h": 3, "k": 8, "j": 6}, {"scale": 0.5}),
         Case("ragged", {"b": 4, "t": 6, "h": 2, "k": 16, "j": 8}, inputs=RAGGED),
-        Case("every state", {"b": 3, "t": 9, "h": 2, "k": 8, "j": 8}, STATES, RAGGED),
+        Case("every state", {"b": 3, "t": 9, "h": 2, "k": 4, "j": 8}, STATES, RAGGED),
         Case("a chunk less one", {"b": 1, "t": 63, "h": 2, "k": 16, "j": 8}),
         Case("a chunk and one", {"b": 2, "t": 65, "h": 2, "k": 8, "j": 12}, {"scale": 1.0}, RAGGED),
         Case("two chunks and two", {"b": 2, "t": 130, "h": 2, "k": 16, "j": 8}, STATES, RAGGED),

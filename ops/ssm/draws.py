@@ -114,8 +114,9 @@ def draw_delta(case: Case, rng: Rng) -> Arrays:
 def exact_delta(case: Case, rng: Rng) -> Arrays:
     """Keys and queries along one axis, write strengths and decays of 0 or 1, and small whole values."""
     b, t, h, k, j = (case.sizes[letter] for letter in "bthkj")
+    exact_scale = np.log2(case.options.get("scale", k**-0.5)).is_integer()  # else only the state can be exact
     required = {
-        "q": np.eye(k)[rng.integers(k, size=(b, t, h))],
+        "q": np.eye(k)[rng.integers(k, size=(b, t, h))] * exact_scale,
         "k": np.eye(k)[rng.integers(k, size=(b, t, h))] * rng.choice([-1, 1], (b, t, h, 1)),
         "v": whole(rng, 4, b, t, h, j),
         "log_decay": rng.choice([0, 0, 0, FORGET], (b, t, h)),

@@ -73,7 +73,7 @@ def chunked_gated_delta(
 ) -> tuple[jax.Array, jax.Array]:
     """Arguments and result as in `gated_delta_ref`; y in v's dtype, the state in float32 or wider.
 
-    Rounding errors of a chunk grow with its length: 32 tokens are as fast as 64 on a CPU and half as wrong.
+    Rounding errors of a chunk grow with its length: 32 tokens are as fast as 64 on a CPU and less wrong.
     ValueError if `chunk`, the tokens of a chunk, is less than 1.
     """
     if chunk < 1:

@@ -51,7 +51,7 @@ def decay_between(log_decay: jax.Array) -> jax.Array:
     """What is left at t of what came in at s: log_decay [... t] -> exp(sum of s < r <= t) [... t s], 0 if s > t.
 
     Each sum is taken over its own terms. A difference of two sums from the start would cancel: after a decay of
-    e^-1000 float32 knows only three digits of what happens between its neighbours.
+    e^-1000 float32 knows only four digits of what happens between its neighbours.
     """
     t = log_decay.shape[-1]
     terms = jnp.where(np.tri(t, k=-1, dtype=bool), log_decay[..., :, None], 0)  # [r, s]: counts if r > s

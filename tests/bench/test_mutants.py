@@ -28,15 +28,14 @@ def test_a_seeded_bug_fits_the_source_it_is_seeded_into(mutant):
     compile(source.replace(mutant.old, mutant.new), mutant.file, "exec")
 
 
-# One line of data is all a new bug takes; this is the example of ops/README.md.
-EPS = Mutant(
-    op="rms_norm", form="rms_norm", bug="eps outside the root", file="norm.py", old="keepdims=True) + eps)",
-    new="keepdims=True)) + eps",
-)  # fmt: skip
+# A line of data is all that a new bug takes; this is the example of ops/README.md.
+NEW = Mutant(
+    "rms_norm", "rms_norm", "mean of x, not of squares", "norm.py", "jnp.square(x_wide)", "jnp.abs(x_wide)"
+)
 
 
 def test_a_new_bug_is_one_line_of_data_and_is_caught():
-    assert score(EPS).caught_by
+    assert score(NEW).caught_by
     assert ops.rms_norm.__wrapped__.__code__ is OPS["rms_norm"].forms["rms_norm"].__wrapped__.__code__
 
 
@@ -49,4 +48,4 @@ def test_a_bug_in_a_shared_file_reaches_the_form_and_leaves_the_real_one_alone()
 
 def test_a_text_that_does_not_stand_there_once_is_refused():
     with pytest.raises(ValueError, match=r"stands 0 times in norm\.py, expected once"):
-        broken(EPS._replace(old="no such text"), ops.rms_norm)
+        broken(NEW._replace(old="no such text"), ops.rms_norm)

@@ -1,8 +1,14 @@
 """The definitions against what can be worked out by other means."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from agreement import all_draws, assert_same, call
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from minillm.ops.ssm.cases import OPS
 from minillm.ops.ssm.conv import causal_conv1d_ref
 from minillm.ops.ssm.ref import gated_delta_ref, selective_scan_ref, ssd_ref
 
@@ -84,3 +90,25 @@ def test_a_key_written_twice_holds_the_second_value_and_beta_mixes_the_two():
         y, state = gated_delta_ref(key, key, v, np.zeros((1, 2, 1)), np.full((1, 2, 1), beta))
         assert state.ravel().tolist() == [held, 0]
         assert y[0, 1].item() == pytest.approx(held / np.sqrt(2), rel=1e-15)
+
+
+@pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)
+@settings(max_examples=25)
+@given(data=st.data())
+def test_laws_hold_for_the_definition_at_any_size_on_any_inputs(op, data):
+    case = data.draw(st.sampled_from(op.cases))
+    case = replace(
+        case, sizes={letter: data.draw(st.integers(1, min(size, 5))) for letter, size in case.sizes.items()}
+    )
+    seed = data.draw(st.integers(0, 2**32 - 1))
+
+    def definition(**given):
+        arrays = {name: x for name, x in given.items() if isinstance(x, np.ndarray)}
+        return call(op.ref, op, arrays, {name: x for name, x in given.items() if name not in arrays})
+
+    for _, inputs in all_draws(op):
+        arrays = inputs(case, np.random.default_rng(seed))
+        for law in op.laws:
+            sides = law.sides(definition, arrays, case.options, np.random.default_rng(seed))
+            for one, other in zip(*sides or ((), ()), strict=True):
+                assert_same(law.name, one, other, 0 if law.exact else 1e-12)
