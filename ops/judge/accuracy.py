@@ -1,9 +1,10 @@
 """How wrong is too wrong: errors counted in roundings, held against the naive form's in the same precision.
 
 An error is divided by its *rounding*: what is to be expected at its place from one rounding of the result to the
-output's dtype, one of every input to float32 (in which everything accumulates), and one on the way in between. What
-rounding the inputs does is found by trying: the definition is evaluated again on inputs that were moved so. Thus
-what is ill-conditioned is judged mildly and what is not strictly, with no tolerance picked by hand.
+output's dtype, and from float32, in which everything accumulates: one rounding of every input, another of what is
+computed from them on the way, and one for each term of the longest sum there may be. What rounding the inputs does
+is found by trying: the definition is evaluated again on inputs that were moved so. Thus what is ill-conditioned is
+judged mildly and what is not strictly, with no tolerance picked by hand.
 
     ratio = metric(kernel's errors) / max(metric(naive form's errors), metric(noise))      for max, p99.9 and RMS
 
@@ -66,12 +67,15 @@ def find_ideal(reference: Callable[[Arrays], tuple], naive: tuple, arrays: Array
         floats = {name: x for name, x in exact.items() if x.dtype == float}
         noisy = {name: x * (1 + UNIT32 * rng.normal(size=x.shape)) for name, x in floats.items()}
         moved.append([np.asarray(y, np.float64) for y in reference({**exact, **noisy})])
-    rounding = tuple(rounding_of(y, [other[i] for other in moved], naive[i].dtype) for i, y in enumerate(outputs))
+    terms = max((size for x in arrays.values() for size in x.shape), default=1)
+    rounding = tuple(
+        rounding_of(y, [other[i] for other in moved], naive[i].dtype, terms) for i, y in enumerate(outputs)
+    )
     return Ideal(outputs, naive, rounding)
 
 
-def rounding_of(y: np.ndarray, moved: list[np.ndarray], dtype) -> np.ndarray:
-    """One rounding for each element: of the result, and of the inputs as they show in it."""
+def rounding_of(y: np.ndarray, moved: list[np.ndarray], dtype, terms: int) -> np.ndarray:
+    """One rounding for each element: of the result, of the inputs as they show in it, and of a sum of `terms`."""
     if not jnp.issubdtype(dtype, jnp.floating):
         return np.zeros(y.shape)
     info = jnp.finfo(dtype)
@@ -79,8 +83,8 @@ def rounding_of(y: np.ndarray, moved: list[np.ndarray], dtype) -> np.ndarray:
     with np.errstate(invalid="ignore"):
         shifts = [np.where(y == other, 0, other - y) for other in moved]
     inputs = np.sqrt(sum(np.square(typical(shift)) for shift in shifts) / len(shifts))
-    on_the_way = inputs + UNIT32 * typical(y)  # what is computed in between is about as sensitive, and rounded too
-    return float(info.eps) / 2 * typical(y) + inputs + on_the_way + least
+    running_sum = math.sqrt(terms) * UNIT32 * typical(y)  # a random walk: Higham and Mary 2019, theorem 2.4
+    return float(info.eps) / 2 * typical(y) + 2 * inputs + running_sum + least
 
 
 def typical(x: np.ndarray) -> np.ndarray:

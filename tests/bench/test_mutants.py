@@ -30,7 +30,7 @@ def test_a_seeded_bug_fits_the_source_it_is_seeded_into(mutant):
 
 # A line of data is all that a new bug takes; this is the example of ops/README.md.
 NEW = Mutant(
-    "rms_norm", "rms_norm", "mean of x, not of squares", "norm.py", "jnp.square(x_wide)", "jnp.abs(x_wide)"
+    "rms_norm", "rms_norm", "mean of |x|", "norm.py", "jnp.square(x_wide)", "jnp.abs(x_wide)"
 )
 
 
