@@ -10,9 +10,10 @@ Dimensions, one letter each, everywhere in this project:
     t  query time         g  KV heads            v  vocabulary      w  convolution width
     s  key time           r  = h / g             i  SSM inner       l  latent rank
     d  model              k  head dimension      n  SSM state       p  pages
-    m  kept tokens        f  FFN                                    o  row in a page
+    m  kept tokens        f  FFN                j  value channels   o  row in a page
 
-`b t h k` means an array of shape [batch, query time, query heads, head dimension].
+`b t h k` means an array of shape [batch, query time, query heads, head dimension]; where an op's values have a
+width of their own, it is `j`. What one op alone needs (`a`, the rotated channels of MLA) its file explains.
 """
 
 import importlib

@@ -5,6 +5,7 @@ import json
 import shlex
 import sys
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +44,13 @@ def command(kernel, op_name, program, dtype, arrays, jit, supports, quick, only,
     if op_name == "list":
         click.echo("\n".join(ops.judge.OPS))
         return
-    function = find_kernel(kernel, program)
     options = {"dtype": dtype, "quick": quick, "only": only, "supports": dict(map(parse_supports, supports))}
     options["arrays"] = arrays or ("numpy" if program else "jax")
     try:
-        function = ops.judge.compiled(function) if jit else function
-        report = judge_with_bar(lambda progress: ops.validate(op_name, function, progress=progress, **options))
+        with redirect_stdout(sys.stderr):  # whatever a kernel prints is no part of the report
+            function = find_kernel(kernel, program)
+            function = ops.judge.compiled(function) if jit else function
+            report = judge_with_bar(lambda progress: ops.validate(op_name, function, progress=progress, **options))
     except ValueError as error:
         raise UserError(str(error)) from None
     click.echo(report.to_json() if as_json else str(report))
@@ -83,7 +85,10 @@ def find_kernel(place: str | None, program: str | None) -> Callable:
         raise UserError(f"{path} is no Python file; expected FILE.py:FUNCTION")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise UserError(f"{path} cannot be imported: {type(error).__name__}: {error}") from None
     if not callable(getattr(module, name, None)):
         raise UserError(f"{path} has no function {name!r}")
     return getattr(module, name)

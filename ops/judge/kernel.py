@@ -6,8 +6,10 @@ makes a case "not covered", which the report counts; it never passes silently.
 """
 
 import functools
+import importlib.util
 import inspect
 import json
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Container, Mapping, Sequence
@@ -39,12 +41,12 @@ class Kernel:
     def __init__(self, function: Callable, arrays: Library = "jax", supports: Supports | None = None):
         if arrays not in ("jax", "numpy", "torch", "cupy"):
             raise ValueError(f"arrays is {arrays!r}, expected 'jax', 'numpy', 'torch' or 'cupy'")
+        if importlib.util.find_spec(arrays) is None:
+            raise ValueError(f"arrays is {arrays!r}, but {arrays} is not installed")
         self.function, self.arrays = function, arrays
         self.name = getattr(function, "__name__", type(function).__name__)
         self.supports = {**getattr(function, "supports", {}), **(supports or {})}
-        parameters = inspect.signature(function).parameters.values()
-        takes_any = any(one.kind is one.VAR_KEYWORD for one in parameters)
-        self.keywords = None if takes_any else {one.name for one in parameters}
+        self.keywords = keywords_of(function)
 
     def uncovered(self, case: Case, dtype: str, style: str) -> str | None:
         """Why the case is not covered, or None if it is."""
@@ -75,6 +77,15 @@ class Kernel:
             if self.arrays != "jax" and to_numpy(x).tobytes() != arrays[name].tobytes():
                 raise ValueError(f"{self.name} overwrote its argument {name}")
         return tuple(to_numpy(one) for one in result)
+
+
+def keywords_of(function: Callable) -> set[str] | None:
+    """The names of a function's parameters; None if it takes any keyword, or does not say (compiled code)."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except ValueError:
+        return None
+    return None if any(one.kind is one.VAR_KEYWORD for one in parameters) else {one.name for one in parameters}
 
 
 def as_tuple(result: Any) -> tuple:
@@ -132,8 +143,11 @@ def program(command: Sequence[str], seconds: float = 60.0) -> Callable:
     """A kernel that is a program: it is run as `command IN.npz OUT.npz` and must exit with 0.
 
     IN.npz holds the arrays by name and `options`, a JSON text; OUT.npz must hold the op's outputs as `0`, `1` …
-    bfloat16 arrays travel both ways as uint16 under `NAME.bfloat16`. RuntimeError shows what the program wrote.
+    bfloat16 arrays travel both ways as uint16 under `NAME.bfloat16`. RuntimeError shows what the program wrote,
+    ValueError says that there is no such program.
     """
+    if not command or shutil.which(command[0]) is None:
+        raise ValueError(f"program is {' '.join(command)!r}, expected a command that can be run")
 
     def call(*arrays, **keywords):
         named = {str(i): x for i, x in enumerate(arrays)} | {

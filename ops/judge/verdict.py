@@ -1,8 +1,9 @@
 """The verdict: `ops.validate` judges any callable against an op.
 
 Every covered case is tried for accuracy on ordinary and on nasty inputs, for equality on inputs whose answer is
-exact, and in the op's laws. Cases that show an option or an input for the first time come first, so that little
-time goes far. A check that fails is shrunk to its smallest sizes and seed by hypothesis, and is not run again.
+exact, and in the op's laws. Cases that show an option or an input for the first time come first, and large ones
+before small ones, so that little time goes far. A check that failed is not run again; in the end each failure is
+shrunk by hypothesis to small sizes and a small seed.
 """
 
 import time
@@ -23,8 +24,8 @@ from .subjects import find_op
 from .trials import ORDINARY, Outcome, Trial, run_trial
 
 LAW_CASES = 4  # on how many cases each law is tried
-QUICK_SECONDS = 7.0
-SHRINK_SECONDS = 10.0
+QUICK_SECONDS, QUICK_SHRINK_SECONDS = 5.0, 3.0  # for all trials, and for all failures together
+SHRINK_SECONDS = 10.0  # for each failure
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -45,9 +46,9 @@ def validate(
 
     The kernel gets the op's required arrays by position, the rest by keyword, as arrays of the library `arrays`,
     floats in `dtype`. `supports` declares what it can do (see `Kernel`). Ordinary and exact inputs are drawn from
-    `seeds` seeds, nasty ones from one. `quick` stops after some seven seconds,
-    `only` repeats one trial of an earlier report, `shrink=False` reports failures as they came, and `progress`
-    is called with (trials done, trials in all). ValueError for an unknown op, dtype or trial.
+    `seeds` seeds, nasty ones from one. `quick` stops after some eight seconds, `only`
+    repeats one trial of an earlier report, `shrink=False` reports failures as they came, and `progress` is called
+    with (trials done, trials in all). ValueError for an unknown op, dtype or trial.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype is {dtype!r}, expected one of {', '.join(DTYPES)}")
@@ -57,19 +58,21 @@ def validate(
         return judge_distribution(subject, judged, report, QUICK_DRAWS if quick else DRAWS, only)
     trials = [Trial.parse(only)] if only else list(plan(subject, judged, dtype, seeds, report))
     deadline = time.monotonic() + QUICK_SECONDS if quick else float("inf")
+    found: list[tuple[Trial, str]] = []
     for done, (trial, outcome) in enumerate(outcomes(subject, judged, trials, dtype)):
         if progress:
             progress(done, len(trials))
         if outcome:
             report.ran[trial.check] += 1
             report.note(outcome.ratios, outcome.conventions if trial.style == ORDINARY else None)
-        if outcome and outcome.fault:
-            found = trial, outcome.fault
-            smallest, fault = shrunk(subject, judged, *found, dtype) if shrink else found
-            report.failures.append(Failure(str(smallest), fault, report.repeating(smallest, arrays)))
+            found += [(trial, outcome.fault)] if outcome.fault else []
         if time.monotonic() > deadline:
             report.left_out = len(trials) - done - 1
             break
+    seconds = QUICK_SHRINK_SECONDS / max(len(found), 1) if quick else SHRINK_SECONDS
+    for trial, fault in found:
+        smallest, fault = shrunk(subject, judged, trial, fault, dtype, seconds) if shrink else (trial, fault)
+        report.failures.append(Failure(str(smallest), fault, report.repeating(smallest, arrays)))
     report.unused = [] if only or report.left_out else unused_laws(subject, report)
     return report
 
@@ -106,8 +109,8 @@ def outcomes(op: Op, kernel: Kernel, trials: list[Trial], dtype: str) -> Iterato
 
 
 def by_novelty(cases: tuple[Case, ...]) -> list[Case]:
-    """The cases that show most options and inputs not yet seen first, otherwise in their own order."""
-    left, seen, ordered = list(cases), set[str](), []
+    """The cases that show most options and inputs not yet seen first, then the largest: the last ones of an op."""
+    left, seen, ordered = list(reversed(cases)), set[str](), []
     while left:
         best = max(left, key=lambda case: len({*case.options, *case.inputs} - seen))
         seen |= {*best.options, *best.inputs}
@@ -116,13 +119,13 @@ def by_novelty(cases: tuple[Case, ...]) -> list[Case]:
     return ordered
 
 
-def shrunk(op: Op, kernel: Kernel, trial: Trial, fault: str, dtype: str) -> tuple[Trial, str]:
-    """The smallest sizes and seed at which the trial still fails, found within some seconds.
+def shrunk(op: Op, kernel: Kernel, trial: Trial, fault: str, dtype: str, seconds: float) -> tuple[Trial, str]:
+    """The smallest sizes and seed at which the trial still fails, as far as they are found within `seconds`.
 
     A kernel that was wrong and now raises does not fail in the same way: it may not take so small a size.
     """
     sizes = dict(next(case for case in op.cases if case.name == trial.case).sizes)
-    deadline, failing = time.monotonic() + SHRINK_SECONDS, [(sum(sizes.values()), trial.seed, trial, fault)]
+    deadline, failing = time.monotonic() + seconds, [(sum(sizes.values()), trial.seed, trial, fault)]
 
     def fails(drawn: tuple[dict[str, int], int]) -> bool:
         changed = {letter: size for letter, size in drawn[0].items() if size != sizes[letter]}

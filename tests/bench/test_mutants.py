@@ -29,9 +29,7 @@ def test_a_seeded_bug_fits_the_source_it_is_seeded_into(mutant):
 
 
 # A line of data is all that a new bug takes; this is the example of ops/README.md.
-NEW = Mutant(
-    "rms_norm", "rms_norm", "mean of |x|", "norm.py", "jnp.square(x_wide)", "jnp.abs(x_wide)"
-)
+NEW = Mutant("rms_norm", "rms_norm", "mean of |x|", "norm.py", "jnp.square(x_wide)", "jnp.abs(x_wide)")
 
 
 def test_a_new_bug_is_one_line_of_data_and_is_caught():

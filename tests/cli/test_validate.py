@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -15,6 +16,10 @@ def norm(x, weight, eps):
 
 def no_root(x, weight, eps):
     return x / (np.mean(x * x, axis=-1, keepdims=True) + np.float32(eps)) * weight
+
+def loud(x, weight, eps):
+    print("in the kernel")
+    return norm(x, weight, eps)
 
 constant = 3
 """
@@ -49,6 +54,12 @@ def test_a_report_as_json_gives_the_trial_to_repeat(kernels):
     assert trial in again.stdout
 
 
+def test_what_a_kernel_prints_is_no_part_of_the_report(kernels):
+    result = validate(f"{kernels}:loud", "--op", "rms_norm", "--arrays", "numpy", "--json", "--quick")
+    assert json.loads(result.stdout)["ok"]
+    assert "in the kernel" in result.stderr
+
+
 def test_what_a_kernel_supports_can_be_said(kernels):
     result = validate(f"{kernels}:norm", "--op", "rms_norm", "--arrays", "numpy", "--supports", "d=1,8")
     assert "not covered, d = " in result.stdout
@@ -71,12 +82,16 @@ def test_ops_can_be_listed():
         (["FILE:norm", "--op", "rms_norm", "--dtype", "fp4"], ["dtype is 'fp4'"]),
         (["FILE:norm", "--op", "rms_norm", "--supports", "k"], ["--supports is 'k'"]),
         (["FILE:norm", "--op", "rms_norm", "--only", "x"], ["trial 'x'"]),
+        (["BROKEN:norm", "--op", "rms_norm"], ["cannot be imported", "SyntaxError"]),
+        (["FILE:norm", "--op", "rms_norm", "--arrays", "cupy"], ["cupy is not installed"]),
+        (["--program", "/no/such/program x", "--op", "rms_norm"], ["/no/such/program x", "can be run"]),
     ],
 )
 def test_bad_arguments_are_refused_in_one_line(kernels, arguments, words):
-    result = validate(
-        *(part.replace("FILE", kernels, 1) if part.startswith("FILE") else part for part in arguments)
-    )
+    files = {"FILE": kernels, "BROKEN": kernels.replace("my_kernels", "broken")}
+    Path(files["BROKEN"]).write_text("def norm(:")
+    names = [part.partition(":") for part in arguments]
+    result = validate(*(files.get(first, first) + colon + rest for first, colon, rest in names))
     assert result.exit_code == 2, result.output
     assert len(result.stderr.strip().splitlines()) == 1
     for word in words:
