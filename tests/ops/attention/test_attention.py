@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from agreement import QUICK
 from jax.extend.core import jaxprs_in_params
 from tolerance import assert_rms_within, assert_within, rms, unit
 
@@ -16,7 +17,6 @@ from minillm.ops.attention.naive import naive_attention
 from minillm.ops.attention.ref import attention_ref
 from minillm.ops.attention.split import merge_attention, split_attention
 
-QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}  # to compile
 CASES = {case.name: case for case in ATTENTION.cases}
 RAGGED, TREE, ALL = (CASES[name] for name in ("ragged positions", "draft tree", "everything at once"))
 every_form = pytest.mark.parametrize("form", ATTENTION.forms.values(), ids=ATTENTION.forms)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from agreement import QUICK
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tolerance import assert_within
@@ -18,7 +19,6 @@ from minillm.ops.cases import Arrays, Case, Op
 OPS = (ATTENTION, PAGED_ATTENTION, MLA)
 CASES = [pytest.param(op, case, id=f"{op.name}-{case.name}") for op in OPS for case in op.cases]
 FORMS = [pytest.param(op, form, id=form) for op in OPS for form in op.forms]
-QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}  # to compile, five times
 
 
 def invoke(op: Op, function, arrays: Arrays, options) -> tuple:

@@ -6,13 +6,13 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from agreement import QUICK
 
 from minillm.ops.attention import paged
 from minillm.ops.attention.cases_mla import MLA
 from minillm.ops.attention.cases_paged import PAGED_ATTENTION
 from minillm.ops.attention.mla import absorbed_mla_attention, expanded_mla_attention
 
-QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}  # to compile
 every_form = pytest.mark.parametrize("form", PAGED_ATTENTION.forms.values(), ids=PAGED_ATTENTION.forms)
 
 

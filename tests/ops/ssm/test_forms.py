@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from agreement import UNOPTIMISED, all_draws, assert_same, call
+from agreement import QUICK, all_draws, assert_same, call
 
 from minillm.ops.cases import Case
 from minillm.ops.ssm.cases import CAUSAL_CONV1D, GATED_DELTA, OPS, SSD
@@ -116,7 +116,7 @@ def test_gradients_stay_finite_beside_padding_that_is_nan(op):
         return jnp.sum(y) + jnp.sum(state)
 
     floats = {name: x for name, x in arrays.items() if name != "lengths"}
-    for name, gradient in jax.jit(jax.grad(total), compiler_options=UNOPTIMISED)(floats).items():
+    for name, gradient in jax.jit(jax.grad(total), compiler_options=QUICK)(floats).items():
         assert np.isfinite(gradient).all(), name
         assert gradient.any(), name
 
