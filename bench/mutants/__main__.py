@@ -64,8 +64,11 @@ def run_job(job: tuple[str, str, str], seeds: int) -> tuple[int, list[str]]:
 
 
 def parallel(function: Callable, jobs: list, what: str) -> list:
-    """Map over two processes, in chunks of neighbours: they share what the judge worked out for their op."""
-    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+    """Map over two processes, in chunks of neighbours: they share what the judge worked out for their op.
+
+    A process is replaced after some chunks: each compiled program takes memory maps, of which there is a limit.
+    """
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn"), max_tasks_per_child=4) as pool:
         results = pool.map(function, jobs, chunksize=4)
         return list(track(results, what, len(jobs), console=Console(stderr=True)))
 

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from agreement import QUICK
 from flax import struct
 from toys import ToyAttention, ToyRecurrence, toy_attention, toy_hybrid, toy_recurrence
 
@@ -15,6 +16,16 @@ SPECS = [pytest.param(replace(spec, dtype="float64"), id=spec.kind) for spec in 
 
 def activations(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
     return rng.normal(size=(*shape, 16))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _quick():
+    """The toys compile many programs, and what XLA makes of them is tested with real models."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, donated in (("advance", "state"), ("read_whole", ())):
+            function = getattr(laws, name).__wrapped__
+            patch.setattr(laws, name, jax.jit(function, donate_argnames=donated, compiler_options=QUICK))
+        yield
 
 
 @pytest.fixture(autouse=True)
