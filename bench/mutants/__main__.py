@@ -33,6 +33,8 @@ AIM = 0.98
 @click.option("--seeds", default=3, show_default=True, help="Seeds for ordinary inputs of correct kernels.")
 @click.option("--write", is_flag=True, help="Write the table into ops/README.md.")
 def main(only: str | None, seeds: int, write: bool) -> None:
+    if only and (write or only not in OPS):
+        raise click.UsageError(f"--op is {only!r}, expected one of {', '.join(OPS)}, and no --write beside it")
     scores = parallel(score, [mutant for mutant in MUTANTS if only in (None, mutant.op)], "seeded bugs")
     runs = [] if only else correct_runs(seeds)
     trials, alarms = sum(n for n, _ in runs), [alarm for _, failed in runs for alarm in failed]

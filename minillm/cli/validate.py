@@ -44,6 +44,8 @@ def command(kernel, op_name, program, dtype, arrays, jit, supports, quick, only,
     if op_name == "list":
         click.echo("\n".join(ops.judge.OPS))
         return
+    if jit and (program or arrays not in (None, "jax")):
+        raise UserError("--jit compiles JAX kernels, expected neither --program nor other --arrays beside it")
     options = {"dtype": dtype, "quick": quick, "only": only, "supports": dict(map(parse_supports, supports))}
     options["arrays"] = arrays or ("numpy" if program else "jax")
     try:
@@ -80,14 +82,15 @@ def find_kernel(place: str | None, program: str | None) -> Callable:
     path, colon, name = (place or "").rpartition(":")
     if not colon or not Path(path).is_file():
         raise UserError(f"kernel is {place!r}, expected FILE.py:FUNCTION with a file that exists")
-    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    spec = importlib.util.spec_from_file_location(f"_judged_{Path(path).stem}", path)
     if spec is None or spec.loader is None:
         raise UserError(f"{path} is no Python file; expected FILE.py:FUNCTION")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
+    sys.path.insert(0, str(Path(path).resolve().parent))  # for what stands beside it
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(f"{path} cannot be imported: {type(error).__name__}: {error}") from None
     if not callable(getattr(module, name, None)):
         raise UserError(f"{path} has no function {name!r}")

@@ -121,13 +121,17 @@ def errors(found: np.ndarray, ideal: np.ndarray, rounding: np.ndarray) -> np.nda
 
 
 def ratios(found: tuple, ideal: Ideal) -> dict[str, float]:
-    """For each metric the worst ratio over the outputs."""
-    worst = dict.fromkeys(METRICS, 0.0)
+    """For each metric the worst ratio over the outputs; none if the naive form fails at every element.
+
+    Where the naive form itself is infinitely wrong, as when its dtype overflows, nothing is asked of a kernel.
+    """
+    worst: dict[str, float] = {}
     for y, exact, naive, rounding in zip(found, ideal.outputs, ideal.naive, ideal.rounding, strict=True):
-        if exact.size:
-            ours, yardstick = errors(y, exact, rounding), errors(naive, exact, rounding)
-            for name, metric in METRICS.items():
-                worst[name] = max(worst[name], metric.of(ours) / expected(metric, yardstick))
+        ours, yardstick = errors(y, exact, rounding), errors(naive, exact, rounding)
+        known = np.isfinite(yardstick)
+        for name, metric in METRICS.items() if known.any() else ():
+            ratio = metric.of(ours[known]) / expected(metric, yardstick[known])
+            worst[name] = max(worst.get(name, 0.0), ratio)
     return worst
 
 

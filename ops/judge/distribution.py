@@ -2,9 +2,10 @@
 
     X = sum_o (count_o - N p_o)^2 / (N p_o)        chi-square with (outcomes - 1) degrees of freedom if correct
 
-Outcomes expected fewer than 5 times are pooled. What must never come (p = 0) is not tested but forbidden. A
-verdict is wrong about a correct sampler once in 10^7 times; the report says how large a deviation
-w = sqrt(sum_o (q_o - p_o)^2 / p_o) of a wrong sampler q would be found 99 times in 100.
+Outcomes expected fewer than 50 times are pooled. What must never come (p = 0) is not tested but forbidden. A
+verdict is wrong about a correct sampler less than once in 10^7 times: the test is at 10^-9, since so far out the
+statistic is only roughly a chi-square. The report says how large a deviation w = sqrt(sum_o (q_o - p_o)^2 / p_o) of
+a wrong sampler q would be found 99 times in 100.
 """
 
 import jax
@@ -15,9 +16,9 @@ from ..cases import DistributionOp
 from .kernel import Kernel
 from .report import Failure, Report
 
-SIGNIFICANCE, POWER_Z = 1e-7, 2.326  # the standard normal's 99 % quantile
+SIGNIFICANCE, POWER_Z = 1e-9, 2.326  # the standard normal's 99 % quantile
 DRAWS, QUICK_DRAWS = 50_000, 10_000
-LEAST_EXPECTED = 5.0
+LEAST_EXPECTED = 50.0
 
 
 def judge_distribution(op: DistributionOp, kernel: Kernel, report: Report, draws: int, only: str | None) -> Report:
@@ -43,8 +44,9 @@ def judge_distribution(op: DistributionOp, kernel: Kernel, report: Report, draws
         except Exception as error:  # whatever a kernel raises is its verdict, not ours
             fault = f"raised {type(error).__name__}: {error}"
         if fault:
-            report.failures.append(Failure(trial, fault, report.repeating(trial, kernel.arrays)))
-        report.details[case.name] = {"draws": draws, "detectable_w": detectable(probabilities, draws)}
+            report.failures.append(Failure(trial, fault, report.repeating(trial, kernel)))
+        smallest = detectable(probabilities, draws, len(op.cases))
+        report.details[case.name] = {"draws": draws, "detectable_w": smallest}
     return report
 
 
@@ -79,14 +81,14 @@ def tail(statistic: float, freedom: int) -> float:
         return float(jax.scipy.special.gammaincc(jnp.float64(freedom / 2), jnp.float64(statistic / 2)))
 
 
-def detectable(probabilities: np.ndarray, draws: int) -> float:
+def detectable(probabilities: np.ndarray, draws: int, verdicts: int) -> float:
     """The effect size w that is found with probability 0.99, by the normal approximation of both tails.
 
     A wrong sampler's statistic has mean freedom + N w^2 and variance 2 freedom + 4 N w^2.
     """
     freedom = max(len(pooled(draws * probabilities, np.zeros_like(probabilities))[0]) - 1, 1)
     critical = freedom
-    while tail(critical, freedom) > SIGNIFICANCE:
+    while tail(critical, freedom) > SIGNIFICANCE / verdicts:
         critical *= 1.05
     shift = np.linspace(0, 40 * critical, 20_000)
     found = freedom + shift - POWER_Z * np.sqrt(2 * freedom + 4 * shift) >= critical

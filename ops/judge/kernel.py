@@ -23,6 +23,8 @@ import numpy as np
 
 from ..cases import Arrays, Case, DistributionOp, Op
 
+ORDINARY = "ordinary"  # the style of inputs that are not nasty
+
 Library = Literal["jax", "numpy", "torch", "cupy"]
 Supports = Mapping[str, Container]  # {"k": (64, 128), "dtype": ("bfloat16",), "t": range(1, 4096)}
 
@@ -34,8 +36,9 @@ class NotCovered(TypeError):
 class Kernel:
     """A callable with its array library and what it declares to support.
 
-    `supports` maps a size's letter, an option, "dtype" or "style" to the values that are allowed; what is not
-    named is not limited. It may also stand on the callable itself, as `kernel.supports = {...}`.
+    `supports` maps a size's letter, an option, "dtype" or "style" to the values that are allowed, and an optional
+    array to (False,) if it is not taken; what is not named is not limited. It may also stand on the callable
+    itself, as `kernel.supports = {...}`.
     """
 
     def __init__(self, function: Callable, arrays: Library = "jax", supports: Supports | None = None):
@@ -50,7 +53,8 @@ class Kernel:
 
     def uncovered(self, case: Case, dtype: str, style: str) -> str | None:
         """Why the case is not covered, or None if it is."""
-        facts = {**case.sizes, **case.options, "dtype": dtype, "style": style}
+        facts = {**case.sizes, **case.options, **dict.fromkeys(case.inputs, True), "dtype": dtype}
+        facts |= {"style": style} if style != ORDINARY else {}
         for name, allowed in self.supports.items():
             if name in facts and facts[name] not in allowed:
                 return f"{name} = {facts[name]}"
@@ -99,7 +103,7 @@ def compiled(form: Callable) -> Callable:
     XLA likes to leave out roundings that the code asks for; here it may not, or yardsticks would be too fine.
     """
     strict = {"xla_allow_excess_precision": False}
-    signature, programs = inspect.signature(form), {}
+    programs = {}
 
     def call(*arrays, **keywords):
         static = {name: value for name, value in keywords.items() if not hasattr(value, "shape")}
@@ -109,8 +113,8 @@ def compiled(form: Callable) -> Callable:
             programs[key] = jax.jit(body, compiler_options=strict)
         return programs[key](*arrays, **{name: keywords[name] for name in keywords if name not in static})
 
-    call.__name__, call.__signature__ = form.__name__, signature  # pyright: ignore[reportFunctionMemberAccess]
-    return call
+    call.__name__ = type(form).__name__
+    return functools.update_wrapper(call, form)
 
 
 def to_library(x: np.ndarray, library: Library) -> Any:
@@ -134,6 +138,8 @@ def to_numpy(x: Any) -> np.ndarray:
     """Whatever a kernel returned, on the host: through DLPack where it is neither NumPy nor JAX."""
     if isinstance(x, np.ndarray | np.generic | float | int | jax.Array):
         return np.asarray(x)
+    if hasattr(x, "get"):  # a CuPy array
+        return x.get()
     if hasattr(x, "detach"):  # a torch tensor, perhaps on a device
         x = x.detach().cpu().contiguous()
     return np.asarray(jnp.from_dlpack(x))
@@ -142,7 +148,8 @@ def to_numpy(x: Any) -> np.ndarray:
 def program(command: Sequence[str], seconds: float = 60.0) -> Callable:
     """A kernel that is a program: it is run as `command IN.npz OUT.npz` and must exit with 0.
 
-    IN.npz holds the arrays by name and `options`, a JSON text; OUT.npz must hold the op's outputs as `0`, `1` …
+    IN.npz holds the required arrays as `0`, `1` … in their order, the others by name, and `options`, a JSON text;
+    OUT.npz must hold the op's outputs as `0`, `1` …
     bfloat16 arrays travel both ways as uint16 under `NAME.bfloat16`. RuntimeError shows what the program wrote,
     ValueError says that there is no such program.
     """

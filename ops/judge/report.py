@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from .kernel import Kernel
+
 
 @dataclass(frozen=True)
 class Failure:
@@ -48,9 +50,11 @@ class Report:
         failures = [asdict(failure) for failure in self.failures]
         return json.dumps({"ok": self.ok, **vars(self), "worst": worst, "failures": failures}, indent=2)
 
-    def repeating(self, trial: object, arrays: str) -> str:
+    def repeating(self, trial: object, kernel: Kernel) -> str:
         """The line that runs one trial again."""
-        return f'ops.validate("{self.op}", {self.kernel}, dtype="{self.dtype}", arrays="{arrays}", only="{trial}")'
+        options = f'dtype="{self.dtype}", arrays="{kernel.arrays}"'
+        options += f", supports={kernel.supports}" if kernel.supports else ""
+        return f'ops.validate("{self.op}", {self.kernel}, {options}, only="{trial}")'
 
     def note(self, ratios: Mapping[str, float] | None, conventions: Mapping[str, bool] | None) -> None:
         """Keep the worst ratio by metric; a convention passes if it does every time."""
@@ -71,6 +75,8 @@ class Report:
         if self.conventions:
             verdicts = [f"{name} {'pass' if passed else 'fail'}" for name, passed in self.conventions.items()]
             lines += [f"  other conventions would say: {', '.join(verdicts)}"]
+        for case, found in self.details.items():
+            lines += [f"  {case}: {found['draws']:,} draws, finds an error of w = {found['detectable_w']:.3f}"]
         for failure in self.failures:
             lines += [f"  FAILED {failure.trial}", f"    {failure.fault}", f"    {failure.reproduce}"]
         for reason, cases in grouped(self.uncovered).items():

@@ -53,6 +53,7 @@ def validate(
     if dtype not in DTYPES:
         raise ValueError(f"dtype is {dtype!r}, expected one of {', '.join(DTYPES)}")
     subject, judged = find_op(op) if isinstance(op, str) else op, Kernel(kernel, arrays, supports)
+    check_supports(subject, judged)
     report = Report(subject.name, judged.name, dtype)
     if isinstance(subject, DistributionOp):
         return judge_distribution(subject, judged, report, QUICK_DRAWS if quick else DRAWS, only)
@@ -71,10 +72,19 @@ def validate(
             break
     seconds = QUICK_SHRINK_SECONDS / max(len(found), 1) if quick else SHRINK_SECONDS
     for trial, fault in found:
-        smallest, fault = shrunk(subject, judged, trial, fault, dtype, seconds) if shrink else (trial, fault)
-        report.failures.append(Failure(str(smallest), fault, report.repeating(smallest, arrays)))
+        if shrink and not only:
+            trial, fault = shrunk(subject, judged, trial, fault, dtype, seconds)
+        report.failures.append(Failure(str(trial), fault, report.repeating(trial, judged)))
     report.unused = [] if only or report.left_out else unused_laws(subject, report)
     return report
+
+
+def check_supports(op: Op | DistributionOp, kernel: Kernel) -> None:
+    """ValueError if what a kernel declares speaks of something that no case of the op has."""
+    known = {"dtype", "style"}.union(*({*case.sizes, *case.options, *case.inputs} for case in op.cases))
+    for name in kernel.supports:
+        if name not in known:
+            raise ValueError(f"supports names {name!r}, expected one of: {', '.join(sorted(known))}")
 
 
 def plan(op: Op, kernel: Kernel, dtype: str, seeds: int, report: Report) -> Iterator[Trial]:
@@ -86,6 +96,7 @@ def plan(op: Op, kernel: Kernel, dtype: str, seeds: int, report: Report) -> Iter
         else:
             cases.append(case)
     styles = [style for style in op.styles if style in kernel.supports.get("style", op.styles)]
+    report.uncovered |= {f"{style} inputs": "style" for style in op.styles if style not in styles}
     for seed in range(seeds):
         for case in cases:
             yield Trial("accuracy", case.name, seed=seed)

@@ -67,7 +67,7 @@ def test_correct_counts_are_almost_never_faulty_and_wrong_ones_of_the_promised_s
     draws = 5000
     assert not any(find_fault(rng.multinomial(draws, p), p, 1) for _ in range(1000))
     direction = np.where(np.arange(20) % 2, p, -p)
-    wrong = p + direction * detectable(p, draws) / np.sqrt(np.sum(direction**2 / p))
+    wrong = p + direction * detectable(p, draws, 1) / np.sqrt(np.sum(direction**2 / p))
     found = sum(bool(find_fault(rng.multinomial(draws, wrong / wrong.sum()), p, 1)) for _ in range(300))
     assert found >= 0.95 * 300
 

@@ -7,6 +7,7 @@ import pytest
 
 from minillm import ops
 from minillm.ops.cases import Case, Law, Op
+from minillm.ops.judge.accuracy import Ideal, ratios
 from minillm.ops.judge.kernel import Kernel, to_library, to_numpy
 from minillm.ops.judge.trials import Trial, run_trial
 from minillm.ops.norm import rms_norm, rms_norm_ref
@@ -124,6 +125,28 @@ def test_a_kernel_may_carry_what_it_supports():
     assert judge(kernel).uncovered == {"many": "d = 64"}
 
 
+def test_what_a_compiled_kernel_declares_is_kept():
+    def kernel(x, weight, eps):
+        return rms_norm(x, weight, eps)
+
+    kernel.supports = {"d": (1,)}  # pyright: ignore[reportFunctionMemberAccess]
+    assert judge(ops.judge.compiled(kernel), arrays="jax").uncovered == {"many": "d = 64"}
+
+
+def test_a_style_that_is_not_supported_is_reported():
+    report = judge(numpy_norm, supports={"style": ()})
+    assert report.ok
+    assert report.uncovered == {"outlier channel inputs": "style"}
+
+
+def test_where_the_naive_form_overflows_nothing_is_asked_and_elsewhere_everything():
+    ones, wrong = np.ones(3), np.full(3, np.nan)
+    half = Ideal((ones,), (np.array([np.inf, 1, 1]),), (ones * 1e-7,))
+    assert ratios((np.array([5, 1, 1]),), half)["max"] == 0
+    assert ratios((wrong,), half)["max"] == np.inf
+    assert ratios((wrong,), Ideal((ones,), (wrong,), (ones * 1e-7,))) == {}
+
+
 def overwrites(x, weight, eps):
     x[...] = numpy_norm(x, weight, eps)
     return x
@@ -237,6 +260,10 @@ def test_bad_arguments_are_refused_by_name():
         judge(numpy_norm, only="accuracy; many; odd; seed 0")
     with pytest.raises(ValueError, match="norm has no law gravity; it has: same call"):
         judge(numpy_norm, only="law gravity; many; seed 0")
+    with pytest.raises(ValueError, match="norm has no check 'speed', expected accuracy, exact or law NAME"):
+        judge(numpy_norm, only="speed; many; seed 0")
+    with pytest.raises(ValueError, match="supports names 'K', expected one of: b, d, dtype, eps, style"):
+        judge(numpy_norm, supports={"K": (64,)})
 
 
 @pytest.mark.parametrize("trial", [Trial("exact", "a b"), Trial("accuracy", "c", "s t", 3, (("b", 1), ("d", 2)))])
