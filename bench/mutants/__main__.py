@@ -56,12 +56,7 @@ def main(only: str | None, seeds: int, write: bool) -> None:
 def correct_runs(seeds: int) -> list[tuple[int, list[str]]]:
     """Every form of every op, in every dtype."""
     jobs = [(op.name, form, dtype) for op in OPS.values() for form in op.forms for dtype in DTYPES]
-    return parallel(partial(run_job, seeds=seeds), jobs, "correct kernels")
-
-
-def run_job(job: tuple[str, str, str], seeds: int) -> tuple[int, list[str]]:
-    """One correct form in one dtype."""
-    return false_alarms(*job, seeds)
+    return parallel(partial(false_alarms, seeds=seeds), jobs, "correct kernels")
 
 
 def parallel(function: Callable, jobs: list, what: str) -> list:

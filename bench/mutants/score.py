@@ -59,8 +59,9 @@ def failing_conventions(op: Op, kernel: Callable, dtype: str) -> set[str]:
     return failing
 
 
-def false_alarms(name: str, form: str, dtype: str, seeds: int) -> tuple[int, list[str]]:
-    """Trials run of one of our own forms, and those of them that failed though they should not."""
+def false_alarms(job: tuple[str, str, str], seeds: int) -> tuple[int, list[str]]:
+    """Trials run of a correct form, given as (op, form, dtype), and those that failed though they should not."""
+    name, form, dtype = job
     op = OPS[name]
     report = validate(op, compiled(op.forms[form]), dtype=dtype, seeds=seeds, shrink=False)
     return sum(report.ran.values()), [f"{form}, {dtype}: {failure.trial}" for failure in report.failures]
