@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .shapes import shaped
+from .shapes import shaped, widened
 
 GELU_SLOPE = 1.702  # x sigmoid(1.702 x) nearly fits gelu (Hendrycks and Gimpel, section 2)
 
@@ -67,11 +67,6 @@ def clamped_swiglu_ref(gate: np.ndarray, up: np.ndarray, limit: float = 7.0) -> 
     return gate * sigmoid_ref(GELU_SLOPE * gate) * (up + 1)
 
 
-def widened(x: jax.Array) -> jax.Array:
-    """The same values in float32 or wider."""
-    return x.astype(np.promote_types(x.dtype, np.float32))
-
-
 @shaped("x: ... float")
 def silu(x: jax.Array) -> jax.Array:
     """x [...] -> [...]: x sigmoid(x)."""
@@ -114,6 +109,5 @@ def clamped_swiglu(gate: jax.Array, up: jax.Array, limit: float = 7.0) -> jax.Ar
     if not limit > 0:
         raise ValueError(f"clamped_swiglu: limit is {limit}, expected more than 0")
     capped = jnp.minimum(widened(gate), limit)
-    return (capped * jax.nn.sigmoid(GELU_SLOPE * capped) * (jnp.clip(widened(up), -limit, limit) + 1)).astype(
-        gate.dtype
-    )
+    linear = jnp.clip(widened(up), -limit, limit) + 1
+    return (capped * jax.nn.sigmoid(GELU_SLOPE * capped) * linear).astype(gate.dtype)

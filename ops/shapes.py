@@ -12,7 +12,9 @@ import functools
 import inspect
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 
 KINDS = {"int": jnp.integer, "bool": jnp.bool_, "float": jnp.floating}
 
@@ -77,6 +79,11 @@ def check(op: str, name: str, value: Any, contract: Contract, sizes: dict[str, t
             raise ValueError(f"{op}: {name} {wanted} has {letter} = {size}, but {owner} has {letter} = {known}")
     if contract.kind and not is_kind(value.dtype, contract.kind):
         raise ValueError(f"{op}: {name} {wanted} has dtype {value.dtype}, expected {contract.kind}")
+
+
+def widened(x: jax.Array) -> jax.Array:
+    """The same values in float32 or wider."""
+    return x.astype(np.promote_types(x.dtype, np.float32))
 
 
 def is_kind(dtype: Any, kind: str) -> bool:

@@ -22,7 +22,11 @@ def _strict():
 
 @pytest.fixture(scope="session")
 def smollm2():
-    """SmolLM2-135M, the real model; pulled once. Without a network a developer's tests of it are skipped."""
+    """SmolLM2-135M, the real model; pulled once.
+
+    Its tests are skipped only where it cannot be pulled and CI is not set: a developer without a network can test
+    the rest, and CI, where nothing may be skipped, fails.
+    """
     import minillm
     from minillm.checkpoint.pull import pull
     from minillm.errors import UserError

@@ -19,7 +19,7 @@ from rich.progress import track
 from minillm.ops.judge import OPS
 
 from .catalogue import MUTANTS
-from .score import CONVENTIONS, DTYPES, Score, false_alarms, score
+from .score import CONVENTIONS, Score, dtypes, false_alarms, score
 
 README = Path(__file__).parents[2] / "ops" / "README.md"
 RESULTS = Path(__file__).parents[1] / "results" / "mutants.json"
@@ -55,16 +55,13 @@ def main(only: str | None, seeds: int, write: bool) -> None:
 
 def correct_runs(seeds: int) -> list[tuple[int, list[str]]]:
     """Every form of every op, in every dtype."""
-    jobs = [(op.name, form, dtype) for op in OPS.values() for form in op.forms for dtype in DTYPES]
+    jobs = [(op.name, form, dtype) for op in OPS.values() for form in op.forms for dtype in dtypes(op)]
     return parallel(partial(false_alarms, seeds=seeds), jobs, "correct kernels")
 
 
 def parallel(function: Callable, jobs: list, what: str) -> list:
-    """Map over two processes, in chunks of neighbours: they share what the judge worked out for their op.
-
-    A process is replaced after some chunks: each compiled program takes memory maps, of which there is a limit.
-    """
-    with get_context("spawn").Pool(2, maxtasksperchild=5) as pool:
+    """Map over two processes, in chunks of neighbours: they share what the judge worked out for their op."""
+    with get_context("spawn").Pool(2) as pool:
         return list(track(pool.imap(function, jobs, chunksize=4), what, len(jobs), console=Console(stderr=True)))
 
 
@@ -75,7 +72,7 @@ def table(scores: list[Score], trials: int, alarms: int) -> str:
         lines.append(row(name, [one for one in scores if one.mutant.op == name]))
     lines += [row("all", scores), ""]
     if trials:
-        lines.append(f"Correct kernels, every form of every op in both dtypes: {trials:,} trials, {alarms} failed.")
+        lines.append(f"Correct kernels, every form of every op in each dtype: {trials:,} trials, {alarms} failed.")
     return "\n".join(lines)
 
 

@@ -12,8 +12,12 @@ from minillm.ops.judge.verdict import outcomes, plan
 
 from .mutant import Mutant, broken
 
-DTYPES = ("float32", "bfloat16")  # a kernel's author tries both, so a bug is caught if it shows in either
 CONVENTIONS = ("flash-attention", "vLLM", "flash-linear-attention", "ggml", "allclose(1e-2)")
+
+
+def dtypes(op: Op | DistributionOp) -> tuple[str, ...]:
+    """What a kernel's author tries, so a bug is caught if it shows in any of them; samplers have one dtype only."""
+    return ("float32",) if isinstance(op, DistributionOp) else ("float32", "bfloat16")
 
 
 class Score(NamedTuple):
@@ -28,10 +32,10 @@ def score(mutant: Mutant) -> Score:
     """Run one seeded bug through `validate`, and through each convention on the same cases and ordinary inputs."""
     op = OPS[mutant.op]
     kernel = compiled(broken(mutant, op.forms[mutant.form]))
-    caught = next((found for dtype in DTYPES if (found := first_failure(op, kernel, dtype))), None)
+    caught = next((found for dtype in dtypes(op) if (found := first_failure(op, kernel, dtype))), None)
     if isinstance(op, DistributionOp):
         return Score(mutant, caught, None)
-    failing = set[str]().union(*(failing_conventions(op, kernel, dtype) for dtype in DTYPES))
+    failing = set[str]().union(*(failing_conventions(op, kernel, dtype) for dtype in dtypes(op)))
     return Score(mutant, caught, tuple(name for name in CONVENTIONS if name in failing))
 
 

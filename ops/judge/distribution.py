@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..cases import DistributionOp
-from .kernel import Kernel
+from .kernel import ORDINARY, Kernel
 from .report import Failure, Report
 
 SIGNIFICANCE, POWER_Z = 1e-9, 2.326  # the standard normal's 99 % quantile
@@ -27,7 +27,7 @@ def judge_distribution(op: DistributionOp, kernel: Kernel, report: Report, draws
         trial = f"chi-square; {case.name}; seed {i}"
         if only and only != trial:
             continue
-        if reason := kernel.uncovered(case, report.dtype, "ordinary"):
+        if reason := kernel.uncovered(case, report.dtype, ORDINARY):
             report.uncovered[case.name] = reason
             continue
         arrays = op.draw(case, np.random.default_rng(i))

@@ -12,7 +12,7 @@ def laws_of(op: Op) -> tuple[Law, ...]:
     """The general laws, then the op's own."""
 
     def rows_apart(call: Call, arrays: Arrays, options: Mapping[str, Any], rng: np.random.Generator):
-        """The batch in another order gives the same rows in that order: none reads another's length or memory."""
+        """The batch in another order gives the same rows in that order: no row uses what belongs to another."""
         b = arrays[op.batched[0]].shape[0] if op.batched else 1
         if b < 2:
             return None

@@ -46,9 +46,9 @@ def validate(
 
     The kernel gets the op's required arrays by position, the rest by keyword, as arrays of the library `arrays`,
     floats in `dtype`. `supports` declares what it can do (see `Kernel`). Ordinary and exact inputs are drawn from
-    `seeds` seeds, nasty ones from one. `quick` stops after some eight seconds, `only`
-    repeats one trial of an earlier report, `shrink=False` reports failures as they came, and `progress` is called
-    with (trials done, trials in all). ValueError for an unknown op, dtype or trial.
+    `seeds` seeds, nasty ones from one. `quick` stops after some eight seconds, `only` repeats one trial of an
+    earlier report, `shrink=False` reports failures as they came, and `progress` is called with (trials done, trials
+    in all). ValueError for an unknown op, dtype or trial, or for a sampler in anything but float32.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype is {dtype!r}, expected one of {', '.join(DTYPES)}")
@@ -56,6 +56,8 @@ def validate(
     check_supports(subject, judged)
     report = Report(subject.name, judged.name, dtype)
     if isinstance(subject, DistributionOp):
+        if dtype != "float32":
+            raise ValueError(f"dtype is {dtype!r}, expected 'float32': samplers are judged in no other")
         return judge_distribution(subject, judged, report, QUICK_DRAWS if quick else DRAWS, only)
     trials = [Trial.parse(only)] if only else list(plan(subject, judged, dtype, seeds, report))
     deadline = time.monotonic() + QUICK_SECONDS if quick else float("inf")

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..shapes import shaped
+from ..shapes import shaped, widened
 
 
 @shaped("logits: b v float, temperature: b float")
@@ -68,11 +68,6 @@ def penalise_counts(logits: jax.Array, counts: jax.Array, presence: jax.Array, f
     x = widened(logits)
     presence, frequency = presence.astype(x.dtype)[:, None], frequency.astype(x.dtype)[:, None]
     return jnp.where(counts > 0, x - (presence + frequency * counts.astype(x.dtype)), x).astype(logits.dtype)
-
-
-def widened(x: jax.Array) -> jax.Array:
-    """The same values in float32 or wider."""
-    return x.astype(np.promote_types(x.dtype, np.float32))
 
 
 def ordered_bits(x: jax.Array) -> jax.Array:

@@ -24,7 +24,10 @@ def raw(good):
 
 
 def try_to_load(path) -> None:
-    """Load everything that generation would; anything but success or a UserError is a bug."""
+    """Load everything that generation would: it succeeds, or says in one line that names the file why it does not.
+
+    Any other error is a bug, and fails the test that calls this.
+    """
     try:
         checkpoint = open_checkpoint(path)
         checkpoint.shapes()

@@ -1,3 +1,5 @@
+from functools import partial
+
 import numpy as np
 import pytest
 
@@ -50,7 +52,7 @@ def test_what_must_never_come_is_forbidden_not_tested():
 
 
 def test_one_case_can_be_repeated():
-    wrong = lambda logits, seed: gumbel(logits, seed, 1.05)  # noqa: E731
+    wrong = partial(gumbel, temperature=1.05)
     line = ops.validate(SAMPLER, wrong, arrays="numpy").failures[0].trial
     assert [f.trial for f in ops.validate(SAMPLER, wrong, arrays="numpy", only=line).failures] == [line]
 
@@ -70,6 +72,11 @@ def test_correct_counts_are_almost_never_faulty_and_wrong_ones_of_the_promised_s
     wrong = p + direction * detectable(p, draws, 1) / np.sqrt(np.sum(direction**2 / p))
     found = sum(bool(find_fault(rng.multinomial(draws, wrong / wrong.sum()), p, 1)) for _ in range(300))
     assert found >= 0.95 * 300
+
+
+def test_a_sampler_in_another_dtype_is_refused():
+    with pytest.raises(ValueError, match="dtype is 'bfloat16', expected 'float32'"):
+        ops.validate(SAMPLER, gumbel, arrays="numpy", dtype="bfloat16")
 
 
 def test_outcomes_beyond_the_last_are_named():
