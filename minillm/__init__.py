@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .lm import LM as LM
+    from .lm import init as init
     from .lm import load as load
 
 __version__ = "0.1.0"
 
-_HOMES = {"load": "lm", "LM": "lm"}
+_HOMES = {"load": "lm", "init": "lm", "LM": "lm"}
 _MODULES = ("laws", "ops")
 
 if (Path(__file__).parent / "ops").is_file():  # git without symlinks checks the link out as a small text file

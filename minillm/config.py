@@ -6,39 +6,48 @@ out each entry once and, at the end, refuses whatever nobody asked for.
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from .errors import UserError
 
 
 @dataclass(frozen=True)
 class Config:
-    """Sizes by the letters of `minillm.ops`.
+    """What a model is made of; sizes by the letters of `minillm.ops`.
 
-    context is the longest sequence the model was made for, eps belongs to RMSNorm, rope_theta is the base of
-    the rotary frequencies, tied says the head is the embedding's transpose, eos lists the ids that end a text.
+    layers lists the blocks of each layer by their descriptions (`blocks.AttentionSpec`, `blocks.MLPSpec` ...), in
+    the order in which they run. context is the longest sequence the model was made for; tied says the head is
+    the embedding's transpose; eos lists the ids that end a text. norm is the kind of every norm, eps its constant.
+    embed_scale multiplies embeddings; softcap, if any, bounds logits smoothly; learned_positions says that
+    each position adds a vector of its own.
     """
 
     arch: str
-    n_layers: int
     d: int
-    h: int
-    g: int
-    k: int
-    f: int
     v: int
     context: int
-    eps: float
-    rope_theta: float
+    layers: tuple[tuple[Any, ...], ...]
     tied: bool
-    eos: tuple[int, ...]
+    eos: tuple[int, ...] = ()
+    norm: Literal["rms", "layer"] = "rms"
+    eps: float = 1e-5
+    embed_scale: float = 1.0
+    softcap: float | None = None
+    learned_positions: bool = False
 
 
 class Fields:
-    """The entries of one config file, each read once; errors name the file and the field."""
+    """The entries of one config file, each read once; errors name the file and the field.
 
-    def __init__(self, values: Mapping[str, Any], where: str):
-        self.values, self.where, self.read = values, where, set()
+    context is the length a user asked for, None for what the model was made for.
+    """
+
+    def __init__(self, values: Mapping[str, Any], where: str, context: int | None = None):
+        self.values, self.where, self.context, self.read = values, where, context, set()
+
+    def has(self, key: str) -> bool:
+        """Whether there is such an entry, and it is not null."""
+        return self.values.get(key) is not None
 
     def integer(self, key: str, default: int | None = None) -> int:
         """A whole number from 1 to 2^31 - 1."""
@@ -51,6 +60,20 @@ class Fields:
     def flag(self, key: str, default: bool) -> bool:
         """True or false."""
         return self._get(key, default, "true or false", lambda value: isinstance(value, bool))
+
+    def numbers(self, key: str, count: int) -> tuple[float, ...]:
+        """A list of `count` numbers above 0."""
+        expected = f"a list of {count} numbers above 0"
+        value = self._get(key, None, expected, lambda value: isinstance(value, list) and len(value) == count)
+        self.require(all(is_positive(one) for one in value), key, expected)
+        return tuple(float(one) for one in value)
+
+    def names(self, key: str, count: int, *allowed: str) -> tuple[str, ...]:
+        """A list of `count` of the allowed words."""
+        expected = f"a list of {count} of {', '.join(allowed)}"
+        value = self._get(key, None, expected, lambda value: isinstance(value, list) and len(value) == count)
+        self.require(all(one in allowed for one in value), key, expected)
+        return tuple(value)
 
     def ids(self, key: str) -> tuple[int, ...]:
         """One token id or a list of them; none if the field is missing or null."""
@@ -77,7 +100,7 @@ class Fields:
     def group(self, key: str) -> "Fields":
         """The entries of a nested object, none if it is missing or null."""
         value = self._get(key, {}, "an object", lambda value: isinstance(value, dict)) or {}
-        return Fields(value, f"{self.where}: {key}")
+        return Fields(value, f"{self.where}: {key}", self.context)
 
     def finish(self, harmless: Collection[str]) -> None:
         """Refuse entries that were neither read nor are known to change nothing."""

@@ -2,7 +2,7 @@
 
 import operator
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from numbers import Integral
@@ -13,10 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .archs import Arch, find_hf
 from .chat import Message
-from .checkpoint.loader import open_checkpoint
+from .checkpoint.loader import open_checkpoint, stacked
 from .checkpoint.pull import MODELS, pulled
-from .config import Config
+from .config import Config, Fields
 from .errors import UserError
 from .generate import Plan, bucket, compile_prefill, compile_step, generate_tokens
 from .model import Model
@@ -247,16 +248,35 @@ def score(model: Model, tokens: jax.Array, n: jax.Array) -> jax.Array:
     return model(tokens, None, Span.chain(jnp.zeros_like(n), n, tokens.shape[1]))[0]
 
 
-def load(model: str | Path) -> LM:
+def load(model: str | Path, *, context: int | None = None, arch: Arch | None = None) -> LM:
     """Open a model: a name that was pulled, a `.gguf` file, or a folder with config.json and safetensors.
 
-    UserError if the files are not whole or not supported. Returns while the weights are still being read.
+    context limits how long a sequence may get (models with two sets of rotary factors choose by it); arch is a
+    module like those in `minillm/archs`, for a family that is not among them. UserError if the files are not whole
+    or not supported. Returns while the weights are still being read.
     """
     keep_programs()
-    checkpoint = open_checkpoint(find_model(model))
+    if context is not None:
+        require(isinstance(context, Integral) and context >= 1, "context", context, "1 or more")
+    checkpoint = open_checkpoint(find_model(model), context, arch)
     shapes = checkpoint.shapes()
     tokenizer = checkpoint.tokenizer()
     return LM(checkpoint.config, tokenizer, shapes, in_background(checkpoint.model))
+
+
+def init(config: Config | Mapping[str, Any], seed: int = 0) -> LM:
+    """A model of random weights, without a tokenizer, from a Config or the entries of a config.json.
+
+    UserError if the entries are not understood. The same seed gives the same weights on every machine.
+    """
+    if not isinstance(config, Config):
+        config = find_hf(config.get("model_type"), "config: model_type").config_from_hf(Fields(config, "config"))
+    rng = np.random.default_rng(seed)
+    shapes = Model.build(config, lambda name, layer, *shapes, init: stacked(shapes))
+    model = Model.build(config, lambda name, layer, *shapes, init: jnp.asarray(init(rng, stacked(shapes).shape)))
+    weights: Future[Model] = Future()
+    weights.set_result(model)
+    return LM(config, None, shapes, weights)
 
 
 def in_background(function: Callable[..., T], *arguments: Any) -> Future[T]:

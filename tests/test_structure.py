@@ -17,7 +17,7 @@ LAYERS = """
     folders
     xla
     ops config trace
-    span
+    span rope
     cache quant
     blocks
     model
@@ -96,15 +96,18 @@ def test_generation_works_with_every_feature_module_deleted(tmp_path):
         shutil.rmtree(target) if target.is_dir() else target.unlink()
     script = """
 import jax, numpy as np
-from minillm.archs import llama
+from minillm.blocks import AttentionSpec, MLPSpec
 from minillm.config import Config
+from minillm.model import Model
+from minillm.rope import default
 from minillm.generate import Plan, generate_tokens
 from minillm.sampling import new_sampler
-c = Config("llama", 2, 16, 4, 2, 4, 24, 32, 64, 1e-5, 1e4, False, ())
+layer = AttentionSpec(h=4, g=2, k=4, rope=default(4, 1e4)), MLPSpec(f=24)
+c = Config("llama", d=16, v=32, context=64, layers=(layer, layer), tied=False)
 rng = np.random.default_rng(0)
-def get(name, layer, *shapes):
-    return jax.numpy.asarray(rng.normal(size=(sum(s[0] for s in shapes), *shapes[0][1:])), "float32")
-model = llama.build(c, get)
+def get(name, layer, *shapes, init):
+    return jax.numpy.asarray(init(rng, (sum(s[0] for s in shapes), *shapes[0][1:])))
+model = Model.build(c, get)
 print(list(generate_tokens(model, Plan.of([1, 2, 3], 5, c.context), new_sampler(temperature=0.0))))
 """
     run = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)

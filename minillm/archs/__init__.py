@@ -1,44 +1,56 @@
-"""Architectures, one file each, found by name: Hugging Face's `model_type`, GGUF's `general.architecture`.
+"""Architectures, one file each, found by the names that checkpoints have for them.
 
-An architecture's file holds what is special about it: how its config is read, how its tensors are called and
-laid out in a checkpoint (data), and how blocks are put together.
+A file holds what is special about its family: how a config is read, and how tensors are called and laid out in a
+checkpoint (data). The blocks that a config lists are built by `Model.build`.
 """
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Protocol, cast
 
 from ..config import Config, Fields
 from ..errors import UserError
-from ..model import Model
-from .tensors import Entry
+from .tensors import Entry, Source
 
-# get(name, layer, *shapes) -> array [rows, ...]: a tensor by its name here. Several shapes are those of the
-# tensors it is stacked from; each is checked.
-Get = Callable[..., Any]
+HELPERS = {"tensors", "common"}
 
 
 class Arch(Protocol):
-    """What a module in this folder provides."""
+    """What a module in this folder provides.
 
+    HF      the `model_type`s of config.json it reads; GGUF: the `general.architecture`s
+    *_TENSORS, HARMLESS_TENSORS   how parameters are made from a checkpoint's tensors; what may lie there unused
+    """
+
+    HF: Collection[str]
+    GGUF: Collection[str]
     HF_TENSORS: Mapping[str, Entry]
     GGUF_TENSORS: Mapping[str, Entry]
     HARMLESS_TENSORS: Collection[str]
 
     def config_from_hf(self, fields: Fields) -> Config: ...
-    def config_from_gguf(self, fields: Fields, tensors: Collection[str]) -> Config: ...
-    def build(self, config: Config, get: Get) -> Model: ...
+    def config_from_gguf(self, fields: Fields, source: Source) -> Config: ...
 
 
-def names() -> list[str]:
+def all_archs() -> list[Arch]:
     """The architectures there are."""
-    helpers = {"tensors"}
-    return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name not in helpers)
+    names = sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name not in HELPERS)
+    return [cast(Arch, importlib.import_module(f".{name}", __name__)) for name in names]
 
 
-def find(name: Any, where: str) -> Arch:
-    """The architecture called `name`; UserError naming `where` it was asked for and what there is."""
-    if name not in names():
-        raise UserError(f"{where} is {name!r}, which is not supported; expected one of: {', '.join(names())}")
-    return cast(Arch, importlib.import_module(f".{name}", __name__))
+def find_hf(model_type: Any, where: str) -> Arch:
+    """The architecture of a `model_type`; UserError naming `where` it was asked for and what there is."""
+    return find({name: arch for arch in all_archs() for name in arch.HF}, model_type, where)
+
+
+def find_gguf(architecture: Any, where: str) -> Arch:
+    """The architecture of a `general.architecture`; UserError as in `find_hf`."""
+    return find({name: arch for arch in all_archs() for name in arch.GGUF}, architecture, where)
+
+
+def find(known: Mapping[str, Arch], name: Any, where: str) -> Arch:
+    """The architecture known as `name`, or a UserError."""
+    if not isinstance(name, str) or name not in known:
+        raise UserError(f"{where} is {name!r}, which is not supported; expected one of: {', '.join(sorted(known))}")
+    return known[name]

@@ -2,6 +2,9 @@
 
 A block reads its memory, computes, and proposes what to remember; once the caller knows which tokens stay, it
 commits. So one forward serves training, scoring, prefill, decode and the verification of drafts.
+
+Each kind of block comes with its description, a frozen `…Spec`: sizes and choices, from which `build` makes the
+block. A `Config` is little more than the descriptions of all layers.
 """
 
 from typing import Any, Protocol
@@ -10,10 +13,11 @@ import jax
 
 from ..cache import StateSpec
 from ..span import Span
-from .attention import Attention
-from .mlp import MLP
+from .attention import Attention, AttentionSpec
+from .mlp import MLP, MLPSpec
+from .params import Params
 
-__all__ = ["MLP", "Attention", "Block"]
+__all__ = ["MLP", "Attention", "AttentionSpec", "Block", "BlockSpec", "MLPSpec", "Params"]
 
 
 class Block(Protocol):
@@ -27,3 +31,9 @@ class Block(Protocol):
     def init_state(self, spec: StateSpec) -> Any: ...
     def __call__(self, x: jax.Array, state: Any, at: Span) -> tuple[jax.Array, Any]: ...
     def commit(self, pending: Any, at: Span, keep: jax.Array, n_keep: jax.Array) -> Any: ...
+
+
+class BlockSpec(Protocol):
+    """The description of a block: hashable, and able to build it from parameters it asks for by name."""
+
+    def build(self, params: Params) -> Block: ...

@@ -9,6 +9,7 @@ may hold NaN. `StateSpec` says how much of it there is.
 """
 
 import importlib
+from dataclasses import replace
 from typing import Any, Protocol
 
 import jax
@@ -28,7 +29,13 @@ class Cache(Protocol):
     def commit(self, at: Span, keep: jax.Array, n_keep: jax.Array) -> "Cache": ...
 
 
-def new_cache(spec: StateSpec, g: int, k: int) -> Cache:
-    """An empty memory for g KV heads of k channels: the class of module `spec.kind` that bears its name."""
-    module = importlib.import_module(f".{spec.kind}", __name__)
-    return getattr(module, spec.kind.capitalize()).empty(spec, g, k)
+def new_cache(spec: StateSpec, g: int, k: int, window: int | None = None) -> Cache:
+    """An empty memory for g KV heads of k channels: the class of module `spec.kind` that bears its name.
+
+    Where no query looks back further than `window` tokens, the plain cache gives way to a ring of that length.
+    """
+    kind = spec.kind
+    if kind == "contiguous" and window is not None:
+        kind, spec = "ring", replace(spec, max_len=min(window, spec.max_len))
+    module = importlib.import_module(f".{kind}", __name__)
+    return getattr(module, kind.capitalize()).empty(spec, g, k)

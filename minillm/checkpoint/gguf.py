@@ -73,7 +73,7 @@ class GGUF:
         if len(shape) == 1:
             stored = np.frombuffer(self.bytes, np.uint8, nbytes, offset)
             return decode(stored.reshape(-1, kind.size), kind).reshape(shape)[index]
-        rows, rest = row_range(index, shape[0])
+        rows, rest = row_range((*index, slice(None))[0], shape[0]), index[1:]
         stored = np.frombuffer(self.bytes, np.uint8, len(rows) * row_bytes, offset + rows.start * row_bytes)
         return decode(stored.reshape(-1, kind.size), kind).reshape(len(rows), *shape[1:])[(slice(None), *rest)]
 

@@ -13,7 +13,9 @@ import jax
 import numpy as np
 
 from .. import archs
-from ..archs.tensors import Entry, View
+from ..archs import Arch
+from ..archs.tensors import Entry, Stack, View
+from ..blocks.params import Shape
 from ..config import Config, Fields
 from ..errors import UserError
 from ..model import Model
@@ -31,7 +33,7 @@ class Checkpoint:
 
     source: TensorSource
     config: Config
-    arch: archs.Arch
+    arch: Arch
     entries: Mapping[str, Entry]
 
     def tokenizer(self) -> Tokenizer | None:
@@ -44,14 +46,14 @@ class Checkpoint:
         """Read the weights, float32, on all cores but one, which is left for compiling meanwhile."""
         pool, reads = ThreadPoolExecutor(max((os.cpu_count() or 1) - 1, 1)), {}
 
-        def ask(name: str, layer: int, *shapes: tuple[int, ...]):
+        def ask(name: str, layer: int | None, *shapes: Shape, init):
             view = View(self.source, self.config, layer)
             reads[name, layer] = pool.submit(lambda: jax.device_put(self.entries[name].read(view)))
             return stacked(shapes)
 
         try:
-            self.arch.build(self.config, ask)
-            return self.arch.build(self.config, lambda name, layer, *shapes: reads[name, layer].result())
+            Model.build(self.config, ask)
+            return Model.build(self.config, lambda name, layer, *shapes, init: reads[name, layer].result())
         finally:
             pool.shutdown(cancel_futures=True)  # Ctrl-C should not wait for the rest of a large model
 
@@ -59,19 +61,23 @@ class Checkpoint:
         """The model with shapes in place of weights; UserError if a tensor is missing, misshapen or unknown."""
         used = set()
 
-        def get(name: str, layer: int, *shapes: tuple[int, ...]):
-            parts = self.entries[name].parts(View(self.source, self.config, layer))
-            for (tensor, found), expected in zip(parts.items(), shapes, strict=True):
-                if found != expected:
+        def get(name: str, layer: int | None, *shapes: Shape, init):
+            view, entry = View(self.source, self.config, layer), self.entries[name]
+            whole = stacked(shapes)
+            pieces = (
+                entry.entries if isinstance(entry, Stack) and len(entry.entries) == len(shapes) > 1 else (entry,)
+            )
+            for piece, expected in zip(pieces, shapes if len(pieces) > 1 else (whole.shape,), strict=True):
+                if piece.shape(view) != expected:
                     raise UserError(
-                        f"{self.source.where}: tensor {tensor} has shape {list(found)}, "
-                        f"but the config asks for {list(expected)}"
+                        f"{self.source.where}: {described(piece, view)}, but the config asks for {list(expected)}"
                     )
-            used.update(parts)
-            return stacked(shapes)
+            used.update(entry.names(view))
+            return whole
 
-        model = self.arch.build(self.config, get)
-        harmless = {name.format(i=i) for name in self.arch.HARMLESS_TENSORS for i in range(self.config.n_layers)}
+        model = Model.build(self.config, get)
+        layers = range(len(self.config.layers))
+        harmless = {name.format(i=i) for name in self.arch.HARMLESS_TENSORS for i in layers}
         for name in self.source.names():
             if name not in used and name not in harmless:
                 raise UserError(
@@ -80,42 +86,53 @@ class Checkpoint:
         return model
 
 
-def stacked(shapes: tuple[tuple[int, ...], ...]) -> jax.ShapeDtypeStruct:
+def described(entry: Entry, view: View) -> str:
+    """An entry's tensors, with the shape they have in the file."""
+    first, *others = entry.names(view)
+    more = f" (and {len(others)} more)" if others else ""
+    return f"tensor {first}{more} has shape {list(view.source.shape(first))}"
+
+
+def stacked(shapes: tuple[Shape, ...]) -> jax.ShapeDtypeStruct:
     """The float32 shape of tensors below one another."""
     return jax.ShapeDtypeStruct((sum(shape[0] for shape in shapes), *shapes[0][1:]), np.float32)
 
 
-def open_checkpoint(path: str | Path) -> Checkpoint:
-    """Open a `.gguf` file, or a folder with `config.json` and safetensors; UserError says what is wrong."""
+def open_checkpoint(path: str | Path, context: int | None = None, arch: Arch | None = None) -> Checkpoint:
+    """Open a `.gguf` file, or a folder with `config.json` and safetensors; UserError says what is wrong.
+
+    context is the longest sequence wanted, by default what the model was made for; arch is the architecture to
+    read it by, by default the one in `archs` that bears the checkpoint's name for it.
+    """
     path = Path(path)
     if path.is_dir():
-        return from_folder(path)
+        return from_folder(path, context, arch)
     if path.is_file():
-        return from_gguf(path)
+        return from_gguf(path, context, arch)
     raise UserError(f"{path}: no such file or folder")
 
 
-def from_folder(folder: Path) -> Checkpoint:
+def from_folder(folder: Path, context: int | None, arch: Arch | None) -> Checkpoint:
     """A Hugging Face checkpoint folder."""
     where = str(folder / "config.json")
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder}: has no config.json, expected a Hugging Face checkpoint folder")
     values = read_json(folder / "config.json")
-    arch = archs.find(values.get("model_type"), f"{where}: model_type")
-    config = arch.config_from_hf(Fields(values, where))
+    arch = arch or archs.find_hf(values.get("model_type"), f"{where}: model_type")
+    config = arch.config_from_hf(Fields(values, where, context))
     return Checkpoint(Safetensors(folder), config, arch, arch.HF_TENSORS)
 
 
-def from_gguf(path: Path) -> Checkpoint:
+def from_gguf(path: Path, context: int | None, arch: Arch | None) -> Checkpoint:
     """A GGUF file."""
     source = GGUF(path)
     name = source.metadata.get("general.architecture")
-    arch = archs.find(name, f"{path}: general.architecture")
+    arch = arch or archs.find_gguf(name, f"{path}: general.architecture")
     values = {
         key.removeprefix(f"{name}."): value for key, value in source.metadata.items() if key.startswith(f"{name}.")
     }
     tokens = source.metadata.get("tokenizer.ggml.tokens")
     if isinstance(tokens, list):
         values.setdefault("vocab_size", len(tokens))
-    config = arch.config_from_gguf(Fields(values, f"{path}: {name}"), source.names())
+    config = arch.config_from_gguf(Fields(values, f"{path}: {name}", context), source)
     return Checkpoint(source, config, arch, arch.GGUF_TENSORS)

@@ -2,8 +2,15 @@
 
 import math
 import re
+from collections.abc import Iterator
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from ..config import Config
+    from ..model import Model
 
 
 @click.command("info", short_help="Show what is in a checkpoint.")
@@ -19,19 +26,20 @@ def command(model: str) -> None:
     from ..lm import find_model
 
     checkpoint = open_checkpoint(find_model(model))
-    checkpoint.shapes()  # a file that would not load is not described as if it did
+    shapes = checkpoint.shapes()  # a file that would not load is not described as if it did
     config, source = checkpoint.config, checkpoint.source
     parameters = sum(math.prod(source.shape(name)) for name in source.names())
     stored = sum(source.nbytes(name) for name in source.names())
     rows = [
         ("file", source.where),
-        ("architecture", f"{config.arch}, {config.n_layers} layers"),
-        ("sizes", f"d {config.d}, h {config.h}, g {config.g}, k {config.k}, f {config.f}, v {config.v}"),
-        ("context", f"{config.context} tokens, RoPE base {config.rope_theta:g}"),
+        ("architecture", f"{config.arch}, {len(config.layers)} layers"),
+        ("sizes", f"d {config.d}, v {config.v}"),
+        *((name, text) for name, text in layers(config)),
+        ("context", f"{config.context} tokens"),
         ("head", "tied to the embedding" if config.tied else "a matrix of its own"),
         ("parameters", f"{parameters:,}"),
         ("tensors", f"{size(stored)} on disk, {size(4 * parameters)} in memory as float32"),
-        ("KV cache", f"{size(2 * 4 * config.n_layers * config.g * config.k)} a token as float32"),
+        ("memory", remembered(shapes, config.context)),
     ]
     click.echo(f"{'tensor':<40}{'shape':>16}{'type':>7}{'bytes':>14}")
     for name in sorted(source.names(), key=natural):
@@ -40,6 +48,48 @@ def command(model: str) -> None:
     click.echo()
     for name, value in rows:
         click.echo(f"{name:<14}{value}")
+
+
+def layers(config: "Config") -> Iterator[tuple[str, str]]:
+    """Each kind of block, with the layers that have it."""
+    kinds: dict[Any, list[int]] = {}
+    for i, layer in enumerate(config.layers):
+        for spec in layer:
+            kinds.setdefault(spec, []).append(i)
+    for spec, where in kinds.items():
+        some = "" if len(where) == len(config.layers) else f" (layers {spans(where)})"
+        yield type(spec).__name__.removesuffix("Spec").lower(), choices(spec) + some
+
+
+def choices(spec: Any) -> str:
+    """What a block's description says, where it is not the default."""
+    parts = []
+    for one in fields(spec):
+        value = getattr(spec, one.name)
+        if one.name == "rope":
+            parts.append(f"rope on {2 * len(value.freqs)} channels" if value else "no rope")
+        elif value != one.default:
+            parts.append(one.name if value is True else f"{one.name} {value}")
+    return ", ".join(parts)
+
+
+def spans(numbers: list[int]) -> str:
+    """0, 1, 2, 5 -> 0-2, 5."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and runs[-1][-1] == number - 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+
+
+def remembered(shapes: "Model", context: int) -> str:
+    """What a sequence costs in memory: at the whole context, and for each token more."""
+    from ..cache import StateSpec
+
+    at_end, before = (shapes.state_bytes(StateSpec(1, length)) for length in (context, max(context - 1, 1)))
+    return f"{size(at_end)} for {context} tokens, {size(at_end - before)} for one more, as float32"
 
 
 def natural(name: str) -> list[str | int]:

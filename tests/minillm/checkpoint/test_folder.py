@@ -48,11 +48,13 @@ CONFIGS = {
     "hidden_size is '16'": {"hidden_size": "16"},
     "num_hidden_layers is 1e": {"num_hidden_layers": 1e30},
     "has shape": {"intermediate_size": 2**30},
-    "layers.2.*is missing": {"num_hidden_layers": 2**31 - 1},
-    "hidden_act is 'gelu'": {"hidden_act": "gelu"},
+    "layers.2.*is missing": {"num_hidden_layers": 3},
+    "num_hidden_layers is 2147483647, expected at most": {"num_hidden_layers": 2**31 - 1},
+    "hidden_act is 'relu'": {"hidden_act": "relu"},
     "attention_bias is True": {"attention_bias": True},
-    "rope_scaling is": {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}},
-    "rope_type is 'yarn'": {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}},
+    "rope_scaling: low_freq_factor is missing": {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}},
+    "rope_parameters: factor is missing": {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}},
+    "rope_scaling: type is 'dynamic'": {"rope_scaling": {"type": "dynamic", "factor": 2.0}},
     "sliding_window = 64 is not supported": {"sliding_window": 64},
     "rms_norm_eps is nan": {"rms_norm_eps": float("nan")},
     "tie_word_embeddings is 1": {"tie_word_embeddings": 1},
@@ -166,6 +168,9 @@ class Matrix:
     def __init__(self, array):
         self.array = array
 
+    def names(self):
+        return ["q", "v"]
+
     def shape(self, name):
         return self.array.shape
 
@@ -176,7 +181,7 @@ class Matrix:
 @given(low=st.integers(0, 24), high=st.integers(0, 24), columns=st.integers(1, 5))
 def test_a_slice_of_a_described_tensor_is_the_slice_of_the_whole(low, high, columns):
     array = np.arange(12 * 5).reshape(12, 5)
-    sizes: Any = SimpleNamespace(h=3)
+    sizes: Any = SimpleNamespace(layers=((SimpleNamespace(h=3),),))
     view = View(Matrix(array), sizes, layer=0)
     entry = Stack((HalfSplit(Tensor("q"), heads="h"), Tensor("v")))
     index = (slice(low, max(low, high)), slice(0, columns))

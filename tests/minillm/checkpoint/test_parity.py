@@ -1,7 +1,4 @@
-"""Logits as transformers computes them, for SmolLM2 and for small random Llamas of other shapes.
-
-Over 540 tokens each: a rotary embedding that is slightly wrong shows late.
-"""
+"""Logits of SmolLM2 as transformers computes them, over 915 tokens: a wrong rotary embedding shows late."""
 
 import json
 import runpy
@@ -10,15 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import minillm
 from minillm.checkpoint.pull import MODELS, pulled
 
 GOLDENS = Path(__file__).parents[2] / "goldens"
 
-# The largest difference of a logit, on SmolLM2 as it is and on the others as a part of the largest logit. On these
-# inputs transformers in float32 is 8e-5 and 2e-6 away from itself in float64; a rope_theta that is off by one part
-# in 10,000 already shows as 5e-5 to 4e-3 on the tiny ones.
-SMOLLM2, TINY = 1e-3, 1e-5
+# The largest difference of a logit; on this input transformers in float32 is 8e-5 away from itself in float64.
+SMOLLM2 = 1e-3
 
 
 @pytest.fixture(scope="module")
@@ -56,16 +50,6 @@ def test_smollm2_prefers_the_same_token_everywhere(smollm2_logits, golden):
     np.testing.assert_array_equal(smollm2_logits.argmax(axis=1), golden["argmax"])
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_checkpoints_saved_by_transformers_give_its_logits(seed, tmp_path):
-    with np.load(GOLDENS / f"tiny_llama_{seed}.npz") as file:
-        arrays = dict(file)
-    for name, content in arrays.items():
-        if name.startswith("files/"):
-            (tmp_path / Path(name).name).write_bytes(content.tobytes())
-    assert_tiny_agrees(tmp_path, arrays["tokens"], arrays["logits"])
-
-
 @pytest.mark.oracle
 @pytest.mark.parametrize("seed", [9, 18])  # orders in which the best two logits are never closer than 3e-3
 def test_every_smollm2_logit_agrees_live_on_shuffled_lines(smollm2, seed):
@@ -77,18 +61,3 @@ def test_every_smollm2_logit_agrees_live_on_shuffled_lines(smollm2, seed):
     ours = smollm2.logits(tokens[None])[0]
     assert np.abs(ours - reference).max() <= SMOLLM2
     np.testing.assert_array_equal(ours.argmax(axis=1), reference.argmax(axis=1))
-
-
-@pytest.mark.oracle
-@pytest.mark.parametrize("case", range(4))
-@pytest.mark.parametrize("seed", [100, 101])
-def test_fresh_checkpoints_give_the_logits_of_transformers_live(seed, case, tmp_path):
-    script = runpy.run_path(str(GOLDENS / "make_tiny_llama.py"))
-    tokens = script["write_tiny_llama"](tmp_path, seed, case)
-    assert_tiny_agrees(tmp_path, tokens, script["reference_logits"](tmp_path, tokens))
-
-
-def assert_tiny_agrees(folder: Path, tokens: np.ndarray, reference: np.ndarray) -> None:
-    assert len(tokens) >= 544
-    ours = minillm.load(folder).logits(tokens[None])[0]
-    assert np.abs(ours - reference).max() <= TINY * np.abs(reference).max()

@@ -1,0 +1,17 @@
+"""Mistral (Jiang et al. 2023, arXiv:2310.06825): Llama whose queries may look back a window only."""
+
+from ..config import Config, Fields
+from . import llama
+from .common import attention_from_hf, decoder_from_hf, mlp_from_hf
+from .llama import HARMLESS_TENSORS, HF_TENSORS  # noqa: F401
+
+HF, GGUF = ("mistral",), ()  # llama.cpp writes it as a llama
+
+GGUF_TENSORS, config_from_gguf = llama.GGUF_TENSORS, llama.config_from_gguf
+
+
+def config_from_hf(fields: Fields) -> Config:
+    """Config from the fields of config.json."""
+    window = fields.integer("sliding_window") if fields.has("sliding_window") else None
+    blocks = attention_from_hf(fields, window=window), mlp_from_hf(fields)
+    return decoder_from_hf(fields, lambda i: blocks)
