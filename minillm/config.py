@@ -18,8 +18,8 @@ class Config:
     layers lists the blocks of each layer by their descriptions (`blocks.AttentionSpec`, `blocks.MLPSpec` ...), in
     the order in which they run. context is the longest sequence the model was made for; tied says the head is
     the embedding's transpose; eos lists the ids that end a text. norm is the kind of every norm, eps its constant.
-    embed_scale multiplies embeddings; softcap, if any, bounds logits smoothly; learned_positions says that
-    each position adds a vector of its own.
+    embed_scale multiplies embeddings; softcap, if any, bounds logits smoothly; learned_positions is for how many
+    positions there is a vector of their own, which is added to the embedding.
     """
 
     arch: str
@@ -33,7 +33,7 @@ class Config:
     eps: float = 1e-5
     embed_scale: float = 1.0
     softcap: float | None = None
-    learned_positions: bool = False
+    learned_positions: int = 0
 
 
 class Fields:
@@ -49,9 +49,10 @@ class Fields:
         """Whether there is such an entry, and it is not null."""
         return self.values.get(key) is not None
 
-    def integer(self, key: str, default: int | None = None) -> int:
-        """A whole number from 1 to 2^31 - 1."""
-        return self._get(key, default, "a whole number from 1 to 2147483647", is_size)
+    def integer(self, key: str, default: int | None = None, least: int = 1) -> int:
+        """A whole number from `least` to 2^31 - 1."""
+        expected = f"a whole number from {least} to 2147483647"
+        return self._get(key, default, expected, lambda value: is_whole(value) and least <= value < 2**31)
 
     def number(self, key: str, default: float | None = None) -> float:
         """A finite number above 0."""
@@ -68,9 +69,9 @@ class Fields:
         self.require(all(is_positive(one) for one in value), key, expected)
         return tuple(float(one) for one in value)
 
-    def names(self, key: str, count: int, *allowed: str) -> tuple[str, ...]:
-        """A list of `count` of the allowed words."""
-        expected = f"a list of {count} of {', '.join(allowed)}"
+    def choices(self, key: str, count: int, *allowed: Any) -> tuple[Any, ...]:
+        """A list of `count` of the allowed values."""
+        expected = f"a list of {count} of {', '.join(map(str, allowed))}"
         value = self._get(key, None, expected, lambda value: isinstance(value, list) and len(value) == count)
         self.require(all(one in allowed for one in value), key, expected)
         return tuple(value)
@@ -80,7 +81,7 @@ class Fields:
         self.read.add(key)
         value = self.values.get(key)
         found = () if value is None else tuple(value) if isinstance(value, list) else (value,)
-        fits = all(isinstance(one, int) and not isinstance(one, bool) and 0 <= one < 2**31 for one in found)
+        fits = all(is_whole(one) and 0 <= one < 2**31 for one in found)
         self.require(fits, key, "a token id or a list of them")
         return found
 
@@ -120,9 +121,9 @@ class Fields:
         return value
 
 
-def is_size(value: Any) -> bool:
-    """Whether value is a whole number that can be a dimension."""
-    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**31
+def is_whole(value: Any) -> bool:
+    """Whether value is a whole number."""
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def is_positive(value: Any) -> bool:

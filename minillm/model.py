@@ -19,7 +19,7 @@ from .span import Span
 class Model:
     """A decoder. embed (v, d); blocks; norm; head (d, v), the embedding's transpose where tied.
 
-    positions (context, d), where positions are learned vectors; embed_scale and softcap as in `Config`.
+    positions (learned_positions, d), where positions are learned vectors; embed_scale and softcap as in `Config`.
     """
 
     embed: Weight
@@ -41,7 +41,7 @@ class Model:
             tuple(block for layer in layers for block in layer),
             top.norm("norm"),
             None if c.tied else top.linear("head", c.d, c.v),
-            Dense(top.array("positions", (c.context, c.d))) if c.learned_positions else None,
+            Dense(top.array("positions", (c.learned_positions, c.d))) if c.learned_positions else None,
             c.embed_scale,
             c.softcap,
         )

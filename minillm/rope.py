@@ -7,13 +7,32 @@ applies, with which numbers, is settled when a checkpoint is opened; what is lef
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from .ops import apply_rope, rope_frequencies
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How frequencies were made, in the words of a checkpoint, for whoever writes one.
+
+    theta is the base before anything was stretched; `factors` says that no method explains the frequencies.
+    fast and slow are yarn's numbers of turns, short and long are longrope's factors.
+    """
+
+    kind: Literal["default", "linear", "yarn", "longrope", "factors"]
+    theta: float
+    factor: float = 1.0
+    original: int = 0
+    fast: float = 32.0
+    slow: float = 1.0
+    short: tuple[float, ...] = ()
+    long: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -25,11 +44,12 @@ class Rope:
 
     freqs: tuple[float, ...]
     scale: float = 1.0
+    recipe: Recipe = field(default=Recipe("factors", 10000.0), compare=False)
 
     @staticmethod
-    def of(freqs: np.ndarray, scale: float = 1.0) -> "Rope":
+    def of(freqs: np.ndarray, recipe: Recipe, scale: float = 1.0) -> "Rope":
         """A Rope from an array of frequencies."""
-        return Rope(tuple(float(one) for one in np.asarray(freqs, np.float32)), scale)
+        return Rope(tuple(float(one) for one in np.asarray(freqs, np.float32)), scale, recipe)
 
     def turn(self, x: jax.Array, pos: jax.Array) -> jax.Array:
         """Turn x [b t h k] by its positions pos [b t]."""
@@ -42,12 +62,12 @@ class Rope:
 
 def default(k: int, theta: float) -> Rope:
     """As trained: theta^(-2j/k)."""
-    return Rope.of(rope_frequencies(k, theta))
+    return Rope.of(rope_frequencies(k, theta), Recipe("default", theta))
 
 
 def linear(k: int, theta: float, factor: float) -> Rope:
     """Position interpolation (Chen et al. 2023, arXiv:2306.15595): every pair turns `factor` times slower."""
-    return Rope.of(rope_frequencies(k, theta) / np.float32(factor))
+    return Rope.of(rope_frequencies(k, theta) / np.float32(factor), Recipe("linear", theta, factor))
 
 
 def llama3(k: int, theta: float, factor: float, low: float, high: float, original: int) -> Rope:
@@ -55,7 +75,7 @@ def llama3(k: int, theta: float, factor: float, low: float, high: float, origina
     freqs = rope_frequencies(k, theta).astype(np.float64)
     turns = original * freqs / (2 * np.pi)
     kept = np.clip((turns - low) / (high - low), 0, 1)
-    return Rope.of(freqs * (kept + (1 - kept) / factor))
+    return Rope.of(freqs * (kept + (1 - kept) / factor), Recipe("factors", theta))
 
 
 def yarn(
@@ -79,7 +99,8 @@ def yarn(
         first, last = math.floor(first), math.ceil(last)
     first, last = max(first, 0), min(last, k - 1)
     slowed = np.clip((np.arange(k // 2) - first) / max(last - first, 1e-3), 0, 1)
-    return Rope.of(freqs * (1 - slowed + slowed / factor), yarn_scale(factor) if scale is None else scale)
+    recipe = Recipe("yarn", theta, factor, original, fast, slow)
+    return Rope.of(freqs * (1 - slowed + slowed / factor), recipe, yarn_scale(factor) if scale is None else scale)
 
 
 def yarn_scale(factor: float, weight: float = 1.0) -> float:
@@ -87,7 +108,21 @@ def yarn_scale(factor: float, weight: float = 1.0) -> float:
     return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 
-def longrope(k: int, theta: float, factors: Sequence[float], stretch: float, original: int) -> Rope:
-    """LongRoPE (Ding et al. 2024, arXiv:2402.13753): a factor for each pair; `stretch` is context / original."""
+def longrope(
+    k: int,
+    theta: float,
+    short: Sequence[float],
+    long: Sequence[float],
+    stretch: float,
+    original: int,
+    context: int,
+) -> Rope:
+    """LongRoPE (Ding et al. 2024, arXiv:2402.13753): a factor for each pair, from two sets of them.
+
+    The long ones serve a model that is opened for a context beyond its original one; `stretch` is by how much it
+    was made longer.
+    """
+    factors = np.asarray(long if context > original else short, np.float32)
     scale = math.sqrt(1 + math.log(stretch) / math.log(original)) if stretch > 1 else 1.0
-    return Rope.of(rope_frequencies(k, theta) / np.asarray(factors, np.float32), scale)
+    recipe = Recipe("longrope", theta, stretch, original, short=tuple(short), long=tuple(long))
+    return Rope.of(rope_frequencies(k, theta) / factors, recipe, scale)

@@ -17,13 +17,13 @@ from flax import struct
 class Span:
     """Tokens `start … start + n - 1` of b sequences, each remembered in a slot of the memory.
 
-    slot    i32 [b], or None: sequence i uses slot i, and no memory has to be gathered
+    slot    i32 [b], the place of each sequence in the memory; None: sequence i has place i, nothing to gather
     start   i32 [b]      tokens already committed, so the first new token's index in the sequence
     n       i32 [b]      how many of the t tokens are real; the rest is padding (0 is legal)
     pos     i32 [b, t]   absolute positions: start + depth in the draft tree
     parent  i32 [b, t]   index of the token each token follows, -1 for the last committed one; None: a chain
     pages   i32 [b, p]   which page holds rows page_size * i …, for paged memories; one table for all layers
-    rewind  bool, static: keep per-step states, so that any prefix or path can be committed
+    rewind  bool, static: recurrent blocks keep per-step states, so that any prefix or path can be committed
     """
 
     slot: jax.Array | None

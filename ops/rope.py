@@ -23,7 +23,7 @@ Layout = Literal["half", "interleaved"]
 
 def rope_frequencies(k: int, theta: float) -> np.ndarray:
     """Radians a position for each channel pair: theta^(-2j/k), float32 [k/2] (section 3.2.2)."""
-    return (1.0 / theta ** (np.arange(0, k, 2, dtype=np.float32) / np.float32(k))).astype(np.float32)
+    return (theta ** (-np.arange(0, k, 2) / k)).astype(np.float32)
 
 
 def apply_rope_ref(x: np.ndarray, pos: np.ndarray, freqs: np.ndarray, layout: Layout = "half") -> np.ndarray:

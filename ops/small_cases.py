@@ -94,7 +94,11 @@ def activation_op(name: str, *arguments: str, cases: tuple[Case, ...] = ACTIVATI
     """An op on arrays [... f], element by element."""
 
     def draw(case: Case, rng: np.random.Generator) -> Arrays:
-        return {one: 3 * rng.normal(size=leading(case, "f")) for one in arguments}
+        """The first number is at least 1: were all in a tail, float32 rounding of 1 + erf would have no measure."""
+        arrays = {one: 3 * rng.normal(size=leading(case, "f")) for one in arguments}
+        for x in arrays.values():
+            x.flat[0] = 1 + abs(x.flat[0])
+        return arrays
 
     def far_out(arrays: Arrays, case: Case, rng: np.random.Generator) -> Arrays:
         """Where the curves have become straight lines, on both sides."""

@@ -24,6 +24,11 @@ def unpacked(name: str, folder: Path) -> dict[str, np.ndarray]:
     return arrays
 
 
+def context(family: str, case: int) -> int | None:
+    """For how many tokens the checkpoint is to be opened."""
+    return SCRIPT["FAMILIES"][family][case].get("context")
+
+
 def assert_agrees(found: np.ndarray, expected: np.ndarray) -> None:
     """Logits [t, v] agree to RELATIVE."""
     error = np.abs(found - expected).max() / np.abs(expected).max()

@@ -20,9 +20,10 @@ class ToyAttention:
     """x + rotary attention with one product for queries, keys and values; two query heads share one KV head."""
 
     qkv: jax.Array  # d, 4k
+    window: int | None = struct.field(pytree_node=False, default=None)
 
     def init_state(self, spec: StateSpec):
-        return new_cache(spec, g=1, k=self.qkv.shape[1] // 4)
+        return new_cache(spec, g=1, k=self.qkv.shape[1] // 4, window=self.window)
 
     def __call__(self, x, state, at: Span):
         b, t, _ = x.shape
@@ -30,7 +31,7 @@ class ToyAttention:
         freqs = jnp.asarray(rope_frequencies(k.shape[-1], 100.0))
         q, k = apply_rope(q, at.pos, freqs), apply_rope(k, at.pos, freqs)
         memory = Transient(k, v) if state is None else state.append(k, v, at)
-        y, _ = memory.attend(q, at)
+        y, _ = memory.attend(q, at, window=self.window)
         return x + jnp.tile(y.reshape(b, t, -1), 2), None if state is None else memory
 
     def commit(self, pending, at: Span, keep, n_keep):
@@ -92,8 +93,10 @@ class ToyStack:
         return tuple(block.commit(one, at, keep, n_keep) for block, one in zip(self.blocks, pending, strict=True))
 
 
-def toy_attention(rng: np.random.Generator, dtype: str = "float64", k: int = 4) -> ToyAttention:
-    return ToyAttention(jnp.asarray(rng.normal(size=(4 * k, 4 * k)) / 4, dtype))
+def toy_attention(
+    rng: np.random.Generator, dtype: str = "float64", k: int = 4, window: int | None = None
+) -> ToyAttention:
+    return ToyAttention(jnp.asarray(rng.normal(size=(4 * k, 4 * k)) / 4, dtype), window)
 
 
 def toy_recurrence(rng: np.random.Generator, dtype: str = "float64", d: int = 16) -> ToyRecurrence:

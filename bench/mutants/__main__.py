@@ -29,7 +29,7 @@ AIM = 0.98
 
 @click.command(help=__doc__)
 @click.option("--op", "only", metavar="NAME", help="Only the bugs of one op, and no run of correct kernels.")
-@click.option("--seeds", default=2, show_default=True, help="Seeds for ordinary inputs of correct kernels.")
+@click.option("--seeds", default=3, show_default=True, help="Seeds for ordinary inputs of correct kernels.")
 @click.option("--write", is_flag=True, help="Write the table into ops/README.md.")
 def main(only: str | None, seeds: int, write: bool) -> None:
     if only and (write or only not in OPS):

@@ -13,14 +13,16 @@ from ..config import Config, Fields
 from ..errors import UserError
 from .tensors import Entry, Source
 
-HELPERS = {"tensors", "common"}
+HELPERS = {"tensors", "common", "to_gguf"}
 
 
 class Arch(Protocol):
     """What a module in this folder provides.
 
     HF      the `model_type`s of config.json it reads; GGUF: the `general.architecture`s
-    *_TENSORS, HARMLESS_TENSORS   how parameters are made from a checkpoint's tensors; what may lie there unused
+    *_TENSORS, HARMLESS_TENSORS   how parameters are made from a checkpoint's tensors; what may lie there unused,
+                    where {n} stands for the number of layers and * for anything
+    gguf_metadata   the other direction of config_from_gguf; missing where llama.cpp does not have the family
     """
 
     HF: Collection[str]
@@ -31,6 +33,7 @@ class Arch(Protocol):
 
     def config_from_hf(self, fields: Fields) -> Config: ...
     def config_from_gguf(self, fields: Fields, source: Source) -> Config: ...
+    def gguf_metadata(self, config: Config) -> Mapping[str, Any]: ...
 
 
 def all_archs() -> list[Arch]:

@@ -2,14 +2,17 @@
 
 from ..config import Config, Fields
 from .common import (
+    FACTOR_TENSORS,
     attention_from_gguf,
     attention_from_hf,
     decoder_from_gguf,
     decoder_from_hf,
     mlp_from_gguf,
     mlp_from_hf,
+    moe_from_gguf,
 )
 from .tensors import HalfSplit, Source, Stack, Tensor
+from .to_gguf import Metadata, decoder_to_gguf
 
 HF, GGUF = ("llama",), ("llama",)
 
@@ -33,7 +36,7 @@ HF_TENSORS = {
     "mlp.down": Tensor("model.layers.{i}.mlp.down_proj.weight"),
 }
 
-# llama.cpp stores the query and key rows of this architecture for interleaved RoPE.
+# llama.cpp stores the query and key rows of this architecture for interleaved RoPE. It has Mixtral under this name.
 GGUF_TENSORS = {
     "embed": Tensor("token_embd.weight"),
     "norm": Tensor("output_norm.weight"),
@@ -50,10 +53,15 @@ GGUF_TENSORS = {
     "mlp.norm": Tensor("blk.{i}.ffn_norm.weight"),
     "mlp.gate_up": Stack((Tensor("blk.{i}.ffn_gate.weight"), Tensor("blk.{i}.ffn_up.weight"))),
     "mlp.down": Tensor("blk.{i}.ffn_down.weight"),
+    "moe.norm": Tensor("blk.{i}.ffn_norm.weight"),
+    "moe.router": Tensor("blk.{i}.ffn_gate_inp.weight"),
+    "moe.gate_up": Stack((Tensor("blk.{i}.ffn_gate_exps.weight"), Tensor("blk.{i}.ffn_up_exps.weight")), axis=1),
+    "moe.down": Tensor("blk.{i}.ffn_down_exps.weight"),
 }
 
-# Frequencies that the config says already; a head stored though it is tied.
-HARMLESS_TENSORS = ("model.layers.{i}.self_attn.rotary_emb.inv_freq", "lm_head.weight", "rope_freqs.weight")
+# Rotary frequencies, which the config has read or says already; a head stored though it is tied.
+FREQUENCIES = ("model.layers.{i}.self_attn.rotary_emb.inv_freq", *FACTOR_TENSORS)
+HARMLESS_TENSORS = (*FREQUENCIES, "lm_head.weight")
 
 
 def config_from_hf(fields: Fields) -> Config:
@@ -67,5 +75,12 @@ def config_from_hf(fields: Fields) -> Config:
 
 def config_from_gguf(fields: Fields, source: Source) -> Config:
     """Config from the `llama.*` metadata."""
-    blocks = attention_from_gguf(fields, source), mlp_from_gguf(fields)
+    experts = fields.integer("expert_count", 0, least=0) > 0
+    ffn = moe_from_gguf(fields, "feed_forward_length") if experts else mlp_from_gguf(fields)
+    blocks = attention_from_gguf(fields, source), ffn
     return decoder_from_gguf(fields, source, lambda i: blocks, arch="llama")
+
+
+def gguf_metadata(config: Config) -> Metadata:
+    """The `llama.*` metadata of a config."""
+    return decoder_to_gguf(config, "llama", expert_size="feed_forward_length")

@@ -1,5 +1,8 @@
 """Qwen2 (Yang et al. 2024, arXiv:2407.10671): Llama with biases on queries, keys and values."""
 
+from collections.abc import Callable
+from typing import Any
+
 from ..blocks import AttentionSpec
 from ..config import Config, Fields
 from . import llama
@@ -8,12 +11,14 @@ from .common import (
     attention_from_hf,
     decoder_from_gguf,
     decoder_from_hf,
-    layer_types,
     mlp_from_gguf,
     mlp_from_hf,
+    window_from_hf,
+    windows_from_hf,
 )
 from .llama import HARMLESS_TENSORS  # noqa: F401
 from .tensors import Source, Stack, Tensor
+from .to_gguf import Metadata, decoder_to_gguf
 
 HF, GGUF = ("qwen2",), ("qwen2",)
 
@@ -51,21 +56,21 @@ def config_from_hf(fields: Fields) -> Config:
     return decoder_from_hf(fields, lambda i: (attention(i), mlp))
 
 
-def windowed_attention(fields: Fields, **choices):
+def windowed_attention(fields: Fields, **choices: Any) -> Callable[[int], AttentionSpec]:
     """attention(i) of Qwen's models, in which the layers from `max_window_layers` on may have a window."""
-    types = layer_types(fields, "full_attention", "sliding_attention")
-    used, first = fields.flag("use_sliding_window", False), fields.integer("max_window_layers", 28)
-    window = fields.integer("sliding_window") if used and fields.has("sliding_window") else None
-    fields.read.add("sliding_window")  # stands there unused in most files
-
-    def attention(i: int) -> AttentionSpec:
-        sliding = i >= first if types is None else types[i] == "sliding_attention"
-        return attention_from_hf(fields, window=window if sliding else None, **choices)
-
-    return attention
+    first, window = fields.integer("max_window_layers", 28, least=0), window_from_hf(fields, absent=4096)
+    if not fields.flag("use_sliding_window", False):
+        window = None  # most files have one all the same
+    windows = windows_from_hf(fields, window, lambda i: window is not None and i >= first)
+    return lambda i: attention_from_hf(fields, window=windows[i], **choices)
 
 
 def config_from_gguf(fields: Fields, source: Source) -> Config:
     """Config from the `qwen2.*` metadata."""
     blocks = attention_from_gguf(fields, source, bias="qkv"), mlp_from_gguf(fields)
     return decoder_from_gguf(fields, source, lambda i: blocks, arch="qwen2")
+
+
+def gguf_metadata(config: Config) -> Metadata:
+    """The `qwen2.*` metadata of a config."""
+    return decoder_to_gguf(config, "qwen2")

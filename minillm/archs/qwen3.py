@@ -6,6 +6,7 @@ from .common import attention_from_gguf, decoder_from_gguf, decoder_from_hf, mlp
 from .llama import HARMLESS_TENSORS  # noqa: F401
 from .qwen2 import HALF_SPLIT, windowed_attention
 from .tensors import Source, Tensor
+from .to_gguf import Metadata, decoder_to_gguf
 
 HF, GGUF = ("qwen3",), ("qwen3",)
 
@@ -34,3 +35,8 @@ def config_from_gguf(fields: Fields, source: Source) -> Config:
     """Config from the `qwen3.*` metadata."""
     blocks = attention_from_gguf(fields, source, qk_norm="head"), mlp_from_gguf(fields)
     return decoder_from_gguf(fields, source, lambda i: blocks, arch="qwen3")
+
+
+def gguf_metadata(config: Config) -> Metadata:
+    """The `qwen3.*` metadata of a config."""
+    return decoder_to_gguf(config, "qwen3")

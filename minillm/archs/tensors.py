@@ -2,9 +2,11 @@
 
 Every description knows the shape of what it gives, reads any slice of it without reading the rest, so that no
 process needs to hold a whole model to load its part, and can be turned around to write a checkpoint. In a
-tensor's name `{i}` stands for the layer and `{e}` for the expert.
+tensor's name `{i}` stands for the layer and `{e}` for the expert; what stands in [] may be missing.
 """
 
+import math
+import re
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -36,7 +38,9 @@ class View:
 
     def name(self, pattern: str) -> str:
         """The checkpoint's name for this layer and expert."""
-        return pattern.format(i=self.layer, e=self.expert)
+        name = pattern.format(i=self.layer, e=self.expert)
+        short, whole = re.sub(r"\[.*?\]", "", name), re.sub(r"[\[\]]", "", name)
+        return short if short in self.source.names() else whole
 
     def size(self, letter: str) -> int:
         """The size of that letter in this layer: `h` query heads, `e` experts …"""
@@ -50,7 +54,8 @@ class Entry(Protocol):
     names   the tensors it is made of
     shape   of what it gives
     read    what it gives, or a slice of that
-    write   the tensors for a given array, by name; `shapes` are those of the tensors it is stacked from
+    write   the tensors for a given array, by name; `shapes` are those of the tensors it is stacked from, or one
+            shape for all of it if they are equally large
     """
 
     def names(self, view: View) -> list[str]: ...
@@ -105,9 +110,10 @@ class Stack:
         return np.concatenate(pieces, axis=self.axis)
 
     def write(self, view: View, array: np.ndarray, *shapes: Shape) -> dict[str, np.ndarray]:
-        ends = np.cumsum([shape[self.axis] for shape in shapes])
-        pieces = zip(self.entries, np.split(array, ends[:-1], axis=self.axis), shapes, strict=True)
-        return {k: v for entry, piece, shape in pieces for k, v in entry.write(view, piece, shape).items()}
+        ends = np.cumsum([shape[self.axis] for shape in shapes])[:-1]
+        pieces = np.split(array, ends if len(shapes) > 1 else len(self.entries), axis=self.axis)
+        written = (e.write(view, piece, piece.shape) for e, piece in zip(self.entries, pieces, strict=True))
+        return {name: tensor for tensors in written for name, tensor in tensors.items()}
 
 
 @dataclass(frozen=True)
@@ -127,10 +133,12 @@ class Changed:
 class HalfSplit(Changed):
     """Query or key rows, or their biases, from RoPE's interleaved layout to the half-split one, head by head.
 
-    `heads` is the letter that counts them, `h` or `g`. Row 2j + c of a head becomes row c k/2 + j.
+    `heads` is the letter that counts them, `h` or `g`. Row 2j + c of a head becomes row c k/2 + j. `turned` is the
+    letter of how many of a head's rows that concerns, the last ones; by default all.
     """
 
     heads: str
+    turned: str | None = None
 
     def read(self, view: View, index: Index = ()) -> np.ndarray:
         total, rest = self.shape(view)[0], index[1:]
@@ -138,27 +146,100 @@ class HalfSplit(Changed):
         k = total // view.size(self.heads)
         first, last = rows.start // k, -(-rows.stop // k)  # whole heads that cover the rows
         x = self.entry.read(view, (slice(first * k, last * k), *rest))
-        x = x.reshape(last - first, k // 2, 2, *x.shape[1:]).swapaxes(1, 2).reshape(x.shape)
+        x = self.with_pairs(view, x.reshape(last - first, k, *x.shape[1:]), split=True).reshape(x.shape)
         return x[rows.start - first * k : rows.stop - first * k]
 
     def write(self, view: View, array: np.ndarray, *shapes: Shape) -> dict[str, np.ndarray]:
-        heads = array.reshape(view.size(self.heads), 2, -1, *array.shape[1:])
-        return self.entry.write(view, heads.swapaxes(1, 2).reshape(array.shape), *shapes)
+        heads = array.reshape(view.size(self.heads), -1, *array.shape[1:])
+        return self.entry.write(view, self.with_pairs(view, heads, split=False).reshape(array.shape), *shapes)
+
+    def with_pairs(self, view: View, heads: np.ndarray, split: bool) -> np.ndarray:
+        """heads [h k …] with the two rows of each pair split, or side by side again."""
+        count, k, *rest = heads.shape
+        turned = view.size(self.turned) if self.turned else k
+        plain, pairs = np.split(heads, [k - turned], axis=1)
+        pairs = pairs.reshape(count, *((turned // 2, 2) if split else (2, turned // 2)), *rest).swapaxes(1, 2)
+        return np.concatenate([plain, pairs.reshape(count, turned, *rest)], axis=1)
+
+
+@dataclass(frozen=True)
+class ByPart(Changed):
+    """Rows that come head by head, each head with all its parts, put in order part by part.
+
+    `heads` is the letter that counts heads, `parts` the sizes of one head's parts as products of letters: with
+    heads "g" and parts ("k", "r j") rows k_1 v_1 k_2 v_2 … become k_1 k_2 … v_1 v_2 …. No letters are one row;
+    axis is that of the rows.
+    """
+
+    heads: str
+    parts: tuple[str, ...]
+    axis: int = 0
+
+    def order(self, view: View) -> np.ndarray:
+        """For each row of what this gives, where it stands in the file."""
+        sizes = [math.prod(view.size(letter) for letter in part.split()) for part in self.parts]
+        rows = np.arange(view.size(self.heads) * sum(sizes)).reshape(-1, sum(sizes))
+        return np.concatenate([part.ravel() for part in np.split(rows, np.cumsum(sizes)[:-1], axis=1)])
+
+    def read(self, view: View, index: Index = ()) -> np.ndarray:
+        index = (*index, *[slice(None)] * (self.axis + 1 - len(index)))
+        rows = self.order(view)[index[self.axis]]
+        first, last = rows.min(initial=len(rows)), rows.max(initial=-1) + 1
+        x = self.entry.read(view, (*index[: self.axis], slice(first, last), *index[self.axis + 1 :]))
+        return np.take(x, rows - first, axis=self.axis)
+
+    def write(self, view: View, array: np.ndarray, *shapes: Shape) -> dict[str, np.ndarray]:
+        return self.entry.write(view, np.take(array, np.argsort(self.order(view)), axis=self.axis), *shapes)
 
 
 @dataclass(frozen=True)
 class Transposed(Changed):
-    """A matrix that the file has as [in, out]."""
+    """A matrix that the file has as [in, out], or several such matrices."""
 
     def shape(self, view: View) -> Shape:
-        return self.entry.shape(view)[::-1]
+        return last_two_swapped(self.entry.shape(view))
 
     def read(self, view: View, index: Index = ()) -> np.ndarray:
-        index = (*index, slice(None), slice(None))[:2]
-        return self.entry.read(view, index[::-1]).T
+        index = (*index, *[slice(None)] * (len(self.shape(view)) - len(index)))
+        return self.entry.read(view, last_two_swapped(index)).swapaxes(-1, -2)
 
     def write(self, view: View, array: np.ndarray, *shapes: Shape) -> dict[str, np.ndarray]:
-        return self.entry.write(view, array.T, *(shape[::-1] for shape in shapes))
+        return self.entry.write(view, array.swapaxes(-1, -2), *(last_two_swapped(shape) for shape in shapes))
+
+
+@dataclass(frozen=True)
+class Flat(Changed):
+    """Rows one below the other that the file has apart for each of `heads`, a letter: [h, x, …]."""
+
+    heads: str
+
+    def shape(self, view: View) -> Shape:
+        shape = self.entry.shape(view)
+        return (math.prod(shape[:2]), *shape[2:])
+
+    def read(self, view: View, index: Index = ()) -> np.ndarray:
+        k, total = self.entry.shape(view)[1], self.shape(view)[0]
+        rows = row_range((*index, slice(None))[0], total)
+        first, last = rows.start // k, -(-rows.stop // k)
+        x = self.entry.read(view, (slice(first, last), slice(None), *index[1:]))
+        return x.reshape(-1, *x.shape[2:])[rows.start - first * k : rows.stop - first * k]
+
+    def write(self, view: View, array: np.ndarray, *shapes: Shape) -> dict[str, np.ndarray]:
+        return self.entry.write(view, array.reshape(view.size(self.heads), -1, *array.shape[1:]), *shapes)
+
+
+@dataclass(frozen=True)
+class OneRow(Changed):
+    """A matrix of one row, which some files have as a vector."""
+
+    def shape(self, view: View) -> Shape:
+        return (1, self.entry.shape(view)[-1])
+
+    def read(self, view: View, index: Index = ()) -> np.ndarray:
+        return self.entry.read(view).reshape(1, -1)[index]
+
+    def write(self, view: View, array: np.ndarray, *shapes: Shape) -> dict[str, np.ndarray]:
+        return self.entry.write(view, array, *shapes)
 
 
 @dataclass(frozen=True)
@@ -172,6 +253,17 @@ class Plus(Changed):
 
     def write(self, view: View, array: np.ndarray, *shapes: Shape) -> dict[str, np.ndarray]:
         return self.entry.write(view, array - np.float32(self.constant), *shapes)
+
+
+@dataclass(frozen=True)
+class LogOfNegative(Changed):
+    """log(-A): the decay rates of a recurrence, which the file has as A."""
+
+    def read(self, view: View, index: Index = ()) -> np.ndarray:
+        return np.log(-self.entry.read(view, index))
+
+    def write(self, view: View, array: np.ndarray, *shapes: Shape) -> dict[str, np.ndarray]:
+        return self.entry.write(view, -np.exp(array), *shapes)
 
 
 @dataclass(frozen=True)
@@ -196,6 +288,11 @@ class Experts(Changed):
         inner = [shape[1:] for shape in shapes]
         written = (self.entry.write(one, array[one.expert], *inner) for one in self.experts(view))
         return {name: piece for tensors in written for name, piece in tensors.items()}
+
+
+def last_two_swapped(sizes: tuple) -> tuple:
+    """(…, a, b) -> (…, b, a)."""
+    return sizes[:-2] + sizes[:-3:-1]
 
 
 def row_range(rows: slice, total: int) -> range:

@@ -14,10 +14,33 @@ import jax
 from ..cache import StateSpec
 from ..span import Span
 from .attention import Attention, AttentionSpec
+from .gated_delta import GatedDeltaNet, GatedDeltaSpec
+from .mamba import Mamba, MambaSpec
+from .mamba2 import Mamba2, Mamba2Spec
+from .mla import LatentAttention, LatentAttentionSpec
 from .mlp import MLP, MLPSpec
+from .moe import MoE, MoESpec
 from .params import Params
 
-__all__ = ["MLP", "Attention", "AttentionSpec", "Block", "BlockSpec", "MLPSpec", "Params"]
+__all__ = [
+    "MLP",
+    "Attention",
+    "AttentionSpec",
+    "Block",
+    "BlockSpec",
+    "GatedDeltaNet",
+    "GatedDeltaSpec",
+    "LatentAttention",
+    "LatentAttentionSpec",
+    "MLPSpec",
+    "Mamba",
+    "Mamba2",
+    "Mamba2Spec",
+    "MambaSpec",
+    "MoE",
+    "MoESpec",
+    "Params",
+]
 
 
 class Block(Protocol):

@@ -44,14 +44,14 @@ class AttentionSpec:
     def build(self, params: Params) -> "Attention":
         """The block, its parameters asked for by name."""
         p, d, h, g, k = params.under("attention"), params.config.d, self.h, self.g, self.k
-        sizes = (h * k, g * k, g * k, h * k)[: 4 if self.gated else 3]
+        queries = 2 * h * k if self.gated else h * k
         norms = (None, None)
         if self.qk_norm:
             whole = self.qk_norm == "all"
             norms = p.norm("q_norm", h * k if whole else k), p.norm("k_norm", g * k if whole else k)
         return Attention(
             p.norm("norm"),
-            p.linear("qkv", d, *sizes, bias=self.bias != ""),
+            p.linear("qkv", d, queries, g * k, g * k, bias=self.bias != ""),
             p.linear("out", h * k, d, bias=self.bias == "all"),
             *norms,
             p.array("sinks", (h,), init=zeros) if self.sinks else None,
@@ -64,8 +64,8 @@ class AttentionSpec:
 class Attention:
     """x + attend(rope(norm(x) @ qkv)) @ out.
 
-    qkv (d, (h + 2g) k), columns in the order queries, keys, values (and gates); out (h k, d). Queries and keys are
-    turned in the half-split layout; archs/ reorders the rows of checkpoints that use the other one.
+    qkv (d, (h + 2g) k), columns in the order queries (then their gates), keys, values; out (h k, d). Queries and
+    keys are turned in the half-split layout; archs/ reorders the rows of checkpoints that use the other one.
     """
 
     norm: Norm
@@ -84,7 +84,8 @@ class Attention:
     def __call__(self, x: jax.Array, state, at: Span):
         (b, t, _), s = x.shape, self.spec
         qkv = (self.norm(x) @ self.qkv).reshape(b, t, -1, s.k)
-        q, k, v, gate = jnp.split(qkv, (s.h, s.h + s.g, s.h + 2 * s.g), axis=2)
+        first_key = (2 if s.gated else 1) * s.h
+        q, gate, k, v = jnp.split(qkv, (s.h, first_key, first_key + s.g), axis=2)
         if s.qk_norm:
             q, k = by_head(self.q_norm, q), by_head(self.k_norm, k)
         if s.rope:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
@@ -28,6 +29,12 @@ class Linear(Protocol):
     """x [..., in] @ self -> [..., out]: a `Weight`, or one with a bias."""
 
     def __rmatmul__(self, x: jax.Array) -> jax.Array: ...
+
+
+class Experts(Protocol):
+    """A linear layer for each expert: x [rows, in] sorted by expert, sizes i32 [e] rows of each -> [rows, out]."""
+
+    def grouped(self, x: jax.Array, sizes: jax.Array) -> jax.Array: ...
 
 
 class Norm(Protocol):
@@ -75,6 +82,11 @@ class Params:
             return weight
         return Biased(weight, self.array(f"{name}.bias", *((size,) for size in sizes_out), init=zeros))
 
+    def experts(self, name: str, e: int, size_in: int, size_out: int, bias: bool = False) -> Experts:
+        """A linear layer (in, out) for each of e experts."""
+        weight = Dense(self.array(name, (e, size_out, size_in))).T
+        return Biased(weight, self.array(f"{name}.bias", (e, size_out), init=zeros)) if bias else weight
+
     def norm(self, name: str, size: int | None = None) -> Norm:
         """A norm of the model's kind over `size` channels, d by default."""
         shape = (self.config.d if size is None else size,)
@@ -86,7 +98,7 @@ class Params:
 
 @struct.dataclass
 class Biased:
-    """A linear layer with a bias: x @ self is x @ weight + bias."""
+    """A linear layer with a bias: x @ self is x @ weight + bias; of experts, each has its own, bias [e, out]."""
 
     weight: Weight
     bias: jax.Array
@@ -95,6 +107,10 @@ class Biased:
 
     def __rmatmul__(self, x: jax.Array) -> jax.Array:
         return x @ self.weight + self.bias.astype(x.dtype)
+
+    def grouped(self, x: jax.Array, sizes: jax.Array) -> jax.Array:
+        bias = jnp.repeat(self.bias.astype(x.dtype), sizes, axis=0, total_repeat_length=len(x))
+        return self.weight.grouped(x, sizes) + bias
 
 
 @struct.dataclass

@@ -29,13 +29,14 @@ class Cache(Protocol):
     def commit(self, at: Span, keep: jax.Array, n_keep: jax.Array) -> "Cache": ...
 
 
-def new_cache(spec: StateSpec, g: int, k: int, window: int | None = None) -> Cache:
+def new_cache(spec: StateSpec, g: int, k: int, window: int | None = None, j: int | None = None) -> Cache:
     """An empty memory for g KV heads of k channels: the class of module `spec.kind` that bears its name.
 
-    Where no query looks back further than `window` tokens, the plain cache gives way to a ring of that length.
+    Values have j channels, k by default. Where no query looks back further than `window` tokens, the plain cache
+    gives way to a ring of that length.
     """
     kind = spec.kind
     if kind == "contiguous" and window is not None:
         kind, spec = "ring", replace(spec, max_len=min(window, spec.max_len))
     module = importlib.import_module(f".{kind}", __name__)
-    return getattr(module, kind.capitalize()).empty(spec, g, k)
+    return getattr(module, kind.capitalize()).empty(spec, g, k, k if j is None else j)

@@ -12,34 +12,39 @@ from flax import struct
 
 from ..span import Span
 from ..xla import on_device
-from .contiguous import attend_rows
+from .contiguous import Rows, attend_rows
 from .spec import StateSpec
 
 
 @struct.dataclass
 class Paged:
-    """keys and values [p, o, g, k]: pages, rows in a page, KV heads, channels."""
+    """keys [p, o, g, k] and values [p, o, g, j]: pages, rows in a page, KV heads, channels."""
 
     keys: jax.Array
     values: jax.Array
 
     @staticmethod
-    def empty(spec: StateSpec, g: int, k: int) -> "Paged":
-        """A memory in which nothing is written yet, for g heads of k channels."""
-        shape = (spec.n_pages, spec.page_size, g, k)
-        return Paged(on_device(np.zeros(shape, spec.dtype)), on_device(np.zeros(shape, spec.dtype)))
+    def empty(spec: StateSpec, g: int, k: int, j: int) -> "Paged":
+        """A memory in which nothing is written yet, for g heads: keys of k channels, values of j."""
+        shape = (spec.n_pages, spec.page_size, g)
+        keys, values = (on_device(np.zeros((*shape, width), spec.dtype)) for width in (k, j))
+        return Paged(keys, values)
 
     def append(self, k: jax.Array, v: jax.Array, at: Span) -> "Paged":
-        """Write k and v [b t g k] to rows start … start + n - 1; padding is not written."""
+        """Write k [b t g k] and v [b t g j] to rows start … start + n - 1; padding is not written."""
         page, row = self._places(at.start[:, None] + jnp.arange(k.shape[1], dtype=jnp.int32), at.valid, at)
         return self._write(page, row, k, v)
 
     def attend(self, q: jax.Array, at: Span, **options) -> tuple[jax.Array, jax.Array]:
-        """q [b t h k] -> y [b t h k], lse [b t h]; options as in `ops.naive_attention`."""
+        """q [b t h k] -> y [b t h j], lse [b t h]; options as in `ops.naive_attention`."""
+        return attend_rows(q, self.rows(at), at, **options)
+
+    def rows(self, at: Span) -> Rows:
+        """The rows of the span's sequences, gathered from their pages."""
         table = table_of(at)
         b, s = table.shape[0], table.shape[1] * self.keys.shape[1]
         k, v = (memory[table].reshape(b, s, *memory.shape[2:]) for memory in (self.keys, self.values))
-        return attend_rows(q, k, v, at, **options)
+        return k, v, at.row_pos(s), at.row_mask(s)
 
     def commit(self, at: Span, keep: jax.Array, n_keep: jax.Array) -> "Paged":
         """Keep n_keep [b] tokens, those at indices keep [b m] of the span."""
@@ -61,7 +66,7 @@ class Paged:
         return jnp.where(inside, page, self.keys.shape[0]), rows % page_size
 
     def _write(self, page: jax.Array, row: jax.Array, k: jax.Array, v: jax.Array) -> "Paged":
-        """Write k and v [b t g k] to places page and row [b t]; pages past the end are dropped."""
+        """Write k [b t g k] and v [b t g j] to places page and row [b t]; pages past the end are dropped."""
         keys = self.keys.at[page, row].set(k.astype(self.keys.dtype), mode="drop")
         values = self.values.at[page, row].set(v.astype(self.values.dtype), mode="drop")
         return Paged(keys, values)

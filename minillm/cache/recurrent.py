@@ -15,7 +15,6 @@ from flax import struct
 
 from ..span import Span
 from ..xla import on_device
-from .contiguous import slots
 from .spec import StateSpec
 
 # step(inputs, state, lengths) -> (y, state): inputs a tree of [b, t, ...], y [b, t, ...], state a dict of
@@ -36,25 +35,32 @@ class Recurrent:
         dtype = np.promote_types(spec.dtype, np.float32)
         return Recurrent({name: on_device(np.zeros((spec.slots, *s), dtype)) for name, s in shapes.items()})
 
+    @staticmethod
+    def unread(x: jax.Array, shapes: dict[str, tuple[int, ...]]) -> "Recurrent":
+        """The same inside a program, for a forward without a memory: one slot for each row of x [b, ...]."""
+        dtype = np.promote_types(x.dtype, np.float32)
+        return Recurrent({name: jnp.zeros((len(x), *s), dtype) for name, s in shapes.items()})
+
     def run(self, step: Step, inputs: Any, at: Span) -> tuple[jax.Array, "Recurrent"]:
         """Put the span's inputs through `step` -> y [b, t, ...], and the states it proposes."""
-        before = {name: new_as_zero(array[slots(at)], at) for name, array in self.committed.items()}
-        if not at.rewind:
+        before = {name: new_as_zero(mine(array, at), at) for name, array in self.committed.items()}
+        if at.rewind:
+            y, states = one_by_one(step, inputs, before, at)
+        else:
             y, after = step(inputs, before, at.n)
-            return y, Recurrent(self.committed, {name: array[:, None] for name, array in after.items()})
-        y, states = one_by_one(step, inputs, before, at)
+            states = {name: array[:, None] for name, array in after.items()}
         return y, Recurrent(self.committed, states)
 
     def commit(self, at: Span, keep: jax.Array, n_keep: jax.Array) -> "Recurrent":
         """The state after the last of the n_keep [b] tokens at indices keep [b m] of the span."""
         assert self.proposed is not None, "run comes before commit"
-        last = jnp.zeros_like(n_keep)  # a span that stays as a whole has left one state
         if at.rewind:
             index = jnp.take_along_axis(keep, jnp.maximum(n_keep - 1, 0)[:, None], axis=1)[:, 0]
             last = jnp.where(n_keep > 0, index + 1, 0)
-        states, slot = self.proposed, slots(at)
-        kept = {name: array.at[slot].set(chosen(states[name], last)) for name, array in self.committed.items()}
-        return Recurrent(kept)
+            kept = {name: chosen(array, last) for name, array in self.proposed.items()}
+        else:  # a span that stays as a whole has left one state
+            kept = {name: array[:, 0] for name, array in self.proposed.items()}
+        return Recurrent({name: replaced(array, kept[name], at) for name, array in self.committed.items()})
 
 
 def one_by_one(step: Step, inputs: Any, before: dict[str, jax.Array], at: Span) -> tuple[jax.Array, dict]:
@@ -68,7 +74,7 @@ def one_by_one(step: Step, inputs: Any, before: dict[str, jax.Array], at: Span) 
         above = {name: chosen(array, parent[:, i] + 1) for name, array in states.items()}
         here = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, i, 1, axis=1), inputs)
         out, after = step(here, above, (i < at.n).astype(jnp.int32))
-        states = {name: array.at[:, i + 1].set(after[name]) for name, array in states.items()}
+        states = {name: array.at[:, i + 1].set(after[name].astype(array.dtype)) for name, array in states.items()}
         return y.at[:, i].set(out[:, 0]), states
 
     room = {name: jnp.zeros((b, t, *x.shape[1:]), x.dtype) for name, x in before.items()}
@@ -81,6 +87,17 @@ def one_by_one(step: Step, inputs: Any, before: dict[str, jax.Array], at: Span) 
 def chosen(states: jax.Array, index: jax.Array) -> jax.Array:
     """states [b, s, ...], index i32 [b] -> [b, ...]."""
     return jnp.take_along_axis(states, index.reshape(-1, *[1] * (states.ndim - 1)), axis=1)[:, 0]
+
+
+def mine(memory: jax.Array, at: Span) -> jax.Array:
+    """The states [b, ...] of the span's sequences, from memory [slots, ...]."""
+    return memory if at.slot is None else memory[at.slot]
+
+
+def replaced(memory: jax.Array, states: jax.Array, at: Span) -> jax.Array:
+    """Memory [slots, ...] with these states [b, ...] of the span's sequences."""
+    states = states.astype(memory.dtype)
+    return states if at.slot is None else memory.at[at.slot].set(states)
 
 
 def new_as_zero(state: jax.Array, at: Span) -> jax.Array:

@@ -11,52 +11,43 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from ..ops import merge_attention, naive_attention
+from ..ops import merge_attention
 from ..ops.attention.scores import add_sinks
 from ..span import Span, ancestors
 from ..xla import on_device
-from .contiguous import slots
+from .contiguous import Rows, attend_rows, slots
 from .spec import StateSpec
 
 
 @struct.dataclass
 class Ring:
-    """keys and values [slots, g, rows, k] of committed tokens; `span`: k and v [b t g k] of the proposed ones."""
+    """keys [slots, g, rows, k], values [slots, g, rows, j] of committed tokens; `span`: k and v of proposed."""
 
     keys: jax.Array
     values: jax.Array
     span: tuple[jax.Array, jax.Array] | None = None
 
     @staticmethod
-    def empty(spec: StateSpec, g: int, k: int) -> "Ring":
+    def empty(spec: StateSpec, g: int, k: int, j: int) -> "Ring":
         """A memory of the last spec.max_len tokens in which nothing is written yet."""
-        shape = (spec.slots, g, spec.max_len, k)
-        return Ring(on_device(np.zeros(shape, spec.dtype)), on_device(np.zeros(shape, spec.dtype)))
+        shape = (spec.slots, g, spec.max_len)
+        keys, values = (on_device(np.zeros((*shape, width), spec.dtype)) for width in (k, j))
+        return Ring(keys, values)
 
     def append(self, k: jax.Array, v: jax.Array, at: Span) -> "Ring":
-        """Propose k and v [b t g k]."""
-        return Ring(self.keys, self.values, (k, v))
+        """Propose k [b t g k] and v [b t g j], rounded as they will be remembered."""
+        return Ring(self.keys, self.values, (k.astype(self.keys.dtype), v.astype(self.values.dtype)))
 
     def attend(self, q: jax.Array, at: Span, sinks=None, **options) -> tuple[jax.Array, jax.Array]:
-        """q [b t h k] -> y [b t h k], lse [b t h]; options as in `ops.naive_attention`."""
+        """q [b t h k] -> y [b t h j], lse [b t h]; options as in `ops.naive_attention`."""
         assert self.span is not None, "append comes before attend"
-        rows = jnp.arange(self.keys.shape[2], dtype=jnp.int32)[None]
-        held = at.start[:, None] - 1 - (at.start[:, None] - 1 - rows) % self.keys.shape[2]  # the newest such token
+        row, last = jnp.arange(self.keys.shape[2], dtype=jnp.int32)[None], at.start[:, None] - 1
+        held = last - (last - row) % self.keys.shape[2]  # the newest committed token that lives in this row
         kin = None if at.parent is None else ancestors(at.parent)
-        old = (jnp.moveaxis(memory[slots(at)], 2, 1) for memory in (self.keys, self.values))
-        parts = [
-            naive_attention(
-                q,
-                k.astype(q.dtype),
-                v.astype(q.dtype),
-                q_pos=at.query_pos,
-                k_pos=pos,
-                mask=mask,
-                return_lse=True,
-                **options,
-            )
-            for (k, v), pos, mask in ((old, held, None), (self.span, at.query_pos, kin))
-        ]
+        memory = (self.keys, self.values) if at.slot is None else (self.keys[at.slot], self.values[at.slot])
+        old = jnp.moveaxis(memory[0], 2, 1), jnp.moveaxis(memory[1], 2, 1)  # b s g k, b s g j
+        both: tuple[Rows, Rows] = (*old, held, None), (*self.span, at.query_pos, kin)
+        parts = [attend_rows(q, rows, at, **options) for rows in both]
         ys, lses = (jnp.stack(part) for part in zip(*parts, strict=True))
         y, lse = add_sinks(*merge_attention(ys.astype(lses.dtype), lses), sinks)
         return y.astype(q.dtype), lse
@@ -74,6 +65,6 @@ class Ring:
 
         def written(memory: jax.Array, x: jax.Array) -> jax.Array:
             kept = jnp.take_along_axis(x, jnp.clip(keep, 0, t - 1)[:, :, None, None], axis=1)
-            return memory.at[slot, :, row].set(kept.astype(memory.dtype), mode="drop")
+            return memory.at[slot, :, row].set(kept, mode="drop")
 
         return Ring(written(self.keys, self.span[0]), written(self.values, self.span[1]))

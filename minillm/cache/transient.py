@@ -3,21 +3,21 @@
 import jax
 from flax import struct
 
-from ..ops import naive_attention
 from ..span import Span, ancestors
+from .contiguous import Rows, attend_rows
 
 
 @struct.dataclass
 class Transient:
-    """The span's own keys and values [b t g k], while its forward lasts."""
+    """The span's own keys [b t g k] and values [b t g j], while its forward lasts."""
 
     keys: jax.Array
     values: jax.Array
 
     def attend(self, q: jax.Array, at: Span, **options) -> tuple[jax.Array, jax.Array]:
-        """q [b t h k] -> y [b t h k], lse [b t h]; options as in `ops.naive_attention`."""
-        pos = at.query_pos
-        kin = None if at.parent is None else ancestors(at.parent)
-        return naive_attention(
-            q, self.keys, self.values, q_pos=pos, k_pos=pos, mask=kin, return_lse=True, **options
-        )
+        """q [b t h k] -> y [b t h j], lse [b t h]; options as in `ops.naive_attention`."""
+        return attend_rows(q, self.rows(at), at, **options)
+
+    def rows(self, at: Span) -> Rows:
+        """The span's own."""
+        return self.keys, self.values, at.query_pos, None if at.parent is None else ancestors(at.parent)

@@ -4,10 +4,13 @@
 """
 
 import os
+from array import array
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -76,10 +79,10 @@ class Checkpoint:
             return whole
 
         model = Model.build(self.config, get)
-        layers = range(len(self.config.layers))
-        harmless = {name.format(i=i) for name in self.arch.HARMLESS_TENSORS for i in layers}
+        n = len(self.config.layers)
+        harmless = {name.format(i=i, n=n) for name in self.arch.HARMLESS_TENSORS for i in range(n)}
         for name in self.source.names():
-            if name not in used and name not in harmless:
+            if name not in used and not any(fnmatchcase(name, pattern) for pattern in harmless):
                 raise UserError(
                     f"{self.source.where}: tensor {name} is not part of the {self.config.arch} architecture"
                 )
@@ -108,7 +111,7 @@ def open_checkpoint(path: str | Path, context: int | None = None, arch: Arch | N
     if path.is_dir():
         return from_folder(path, context, arch)
     if path.is_file():
-        return from_gguf(path, context, arch)
+        return from_gguf(GGUF(path), context, arch)
     raise UserError(f"{path}: no such file or folder")
 
 
@@ -123,16 +126,23 @@ def from_folder(folder: Path, context: int | None, arch: Arch | None) -> Checkpo
     return Checkpoint(Safetensors(folder), config, arch, arch.HF_TENSORS)
 
 
-def from_gguf(path: Path, context: int | None, arch: Arch | None) -> Checkpoint:
+class GGUFSource(TensorSource, Protocol):
+    """A GGUF file, or one that is about to be written."""
+
+    metadata: dict[str, Any]
+
+
+def from_gguf(source: GGUFSource, context: int | None, arch: Arch | None) -> Checkpoint:
     """A GGUF file."""
-    source = GGUF(path)
     name = source.metadata.get("general.architecture")
-    arch = arch or archs.find_gguf(name, f"{path}: general.architecture")
+    arch = arch or archs.find_gguf(name, f"{source.where}: general.architecture")
     values = {
-        key.removeprefix(f"{name}."): value for key, value in source.metadata.items() if key.startswith(f"{name}.")
+        key.removeprefix(f"{name}."): list(value) if isinstance(value, array) else value
+        for key, value in source.metadata.items()
+        if key.startswith(f"{name}.")
     }
     tokens = source.metadata.get("tokenizer.ggml.tokens")
     if isinstance(tokens, list):
         values.setdefault("vocab_size", len(tokens))
-    config = arch.config_from_gguf(Fields(values, f"{path}: {name}", context), source)
+    config = arch.config_from_gguf(Fields(values, f"{source.where}: {name}", context), source)
     return Checkpoint(source, config, arch, arch.GGUF_TENSORS)

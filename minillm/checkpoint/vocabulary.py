@@ -23,13 +23,15 @@ PRE_TOKENIZERS = {
 }
 
 
-def tokenizer_from_gguf(metadata: dict[str, Any], where: str) -> Tokenizer:
-    """Byte-level BPE from `tokenizer.ggml.*`."""
+def tokenizer_from_gguf(metadata: dict[str, Any], where: str) -> Tokenizer | None:
+    """Byte-level BPE from `tokenizer.ggml.*`; None if they say that there is none."""
     values = {
         key.removeprefix("tokenizer.ggml."): value
         for key, value in metadata.items()
         if key.startswith("tokenizer.ggml.")
     }
+    if values.get("model") in ("none", "no_vocab"):
+        return None
     if values.get("model") != "gpt2":
         raise UserError(f"{where}: tokenizer.ggml.model is {values.get('model')!r}, expected 'gpt2'")
     if not isinstance(values.get("pre"), str) or values["pre"] not in PRE_TOKENIZERS:

@@ -16,7 +16,7 @@ minillm: LLM inference, small enough to read
 
   learn   read the core in the README's order; python -c "from minillm import ops; help(ops)"
   run     minillm pull smollm2-135m
-          minillm generate --model smollm2-135m --chat "Name three colours."
+          minillm generate --model smollm2-135m --chat --temperature 0 "Name three colours."
   judge   minillm validate my_kernels.py:flash --op attention
 
 minillm --help lists the commands.

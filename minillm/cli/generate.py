@@ -115,7 +115,8 @@ def closing_line(completion: "Completion", unused: list[str]) -> str:
     speed = completion.timings.get("decode_tok_s")
     rate = f", {speed:.0f} tokens/s" if speed else ""
     hint = f"; try {' or '.join(unused)}" if unused else ""
-    return f"{len(completion.tokens)} tokens{rate}{hint}"
+    limit = " (as many as asked for, or the context is full)" if completion.finish_reason == "length" else ""
+    return f"{len(completion.tokens)} tokens{limit}{rate}{hint}"
 
 
 def statistics(lm: "LM", completion: "Completion") -> str:

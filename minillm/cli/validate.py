@@ -1,11 +1,14 @@
 """`minillm validate`: judge a kernel against the definition of an op."""
 
+import ctypes
 import importlib.util
 import json
+import os
 import shlex
 import sys
-from collections.abc import Callable
-from contextlib import redirect_stdout
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,17 +49,38 @@ def command(kernel, op_name, program, dtype, arrays, jit, supports, quick, only,
         return
     if jit and (program or arrays not in (None, "jax")):
         raise UserError("--jit compiles JAX kernels, expected neither --program nor other --arrays beside it")
-    options = {"dtype": dtype, "quick": quick, "only": only, "supports": dict(map(parse_supports, supports))}
+    options = {"dtype": dtype, "quick": quick, "only": only, "supports": parse_supports(supports)}
     options["arrays"] = arrays or ("numpy" if program else "jax")
     try:
-        with redirect_stdout(sys.stderr):  # whatever a kernel prints is no part of the report
+        with output_on_stderr():  # whatever a kernel prints is no part of the report
             function = find_kernel(kernel, program)
             function = ops.judge.compiled(function) if jit else function
             report = judge_with_bar(lambda progress: ops.validate(op_name, function, progress=progress, **options))
     except ValueError as error:
         raise UserError(str(error)) from None
+    again = ["minillm", "validate", *([kernel] if kernel else ["--program", program]), "--op", op_name]
+    again += ["--dtype", dtype, "--arrays", options["arrays"], *(["--jit"] if jit else [])]
+    again += [part for text in supports for part in ("--supports", text)]
+    report.failures = [
+        replace(failure, reproduce=shlex.join([*again, "--only", failure.trial])) for failure in report.failures
+    ]
     click.echo(report.to_json() if as_json else str(report))
     sys.exit(0 if report.ok else 1)
+
+
+@contextmanager
+def output_on_stderr() -> Iterator[None]:
+    """Send to standard error what is meant for standard output, also that of C code and of other programs."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        ctypes.CDLL(None).fflush(None)  # what C code has printed may still be on its way
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def judge_with_bar(judge: Callable[[Callable[[int, int], None] | None], Any]) -> Any:
@@ -90,24 +114,30 @@ def find_kernel(place: str | None, program: str | None) -> Callable:
     sys.path.insert(0, str(Path(path).resolve().parent))  # for what stands beside it
     try:
         spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
-        raise UserError(f"{path} cannot be imported: {type(error).__name__}: {error}") from None
-    if not callable(getattr(module, name, None)):
-        raise UserError(f"{path} has no function {name!r}")
-    return getattr(module, name)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # SystemExit too
+        raise UserError(f"{path} cannot be imported: {ops.judge.described(error)}") from None
+    if not callable(function := getattr(module, name, None)):
+        found = "nothing" if function is None else f"a {type(function).__name__}"
+        raise UserError(f"{path} has no function {name!r}: {found} of that name")
+    return function
 
 
-def parse_supports(text: str) -> tuple[str, tuple]:
-    """`k=64,128` -> ("k", (64, 128)): JSON values where they are such, plain words otherwise."""
-    name, equals, values = text.partition("=")
-    if not name or not equals or not values:
-        raise UserError(f"--supports is {text!r}, expected NAME=VALUE,VALUE such as k=64,128")
-    return name, tuple(map(value_of, values.split(",")))
+def parse_supports(texts: Iterable[str]) -> dict[str, tuple]:
+    """`k=64,128` and `k=256` -> {"k": (64, 128, 256)}."""
+    supports: dict[str, tuple] = {}
+    for text in texts:
+        name, equals, values = text.partition("=")
+        if not name or not equals or not values:
+            raise UserError(f"--supports is {text!r}, expected NAME=VALUE,VALUE such as k=64,128")
+        supports[name] = (*supports.get(name, ()), *map(value_of, values.split(",")))
+    return supports
 
 
 def value_of(text: str) -> Any:
-    """A number, true, false or null as JSON reads it; else the word itself."""
+    """A number, true, false or null as JSON reads it, or as Python writes it; else the word itself."""
     try:
-        return json.loads(text)
+        return json.loads({"True": "true", "False": "false", "None": "null"}.get(text, text))
     except json.JSONDecodeError:
         return text

@@ -5,10 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from .grouped import grouped_gradient, grouped_product
+
 
 @struct.dataclass
 class Dense:
-    """`array` is [in, out], or [out, in] when `transposed`.
+    """`array` is [in, out], or [out, in] when `transposed`; [e, in, out] or [e, out, in] for e experts.
 
     Checkpoints store [out, in]: `Dense(array).T` is a linear layer that needs no copy at load, and on a CPU
     that order is also the faster one for a single row, as in decoding.
@@ -22,7 +24,7 @@ class Dense:
     @property
     def shape(self) -> tuple[int, int]:
         """(in, out)."""
-        rows, columns = self.array.shape
+        rows, columns = self.array.shape[-2:]
         return (columns, rows) if self.transposed else (rows, columns)
 
     @property
@@ -32,6 +34,9 @@ class Dense:
 
     def __rmatmul__(self, x: jax.Array) -> jax.Array:
         """x [..., in] @ self -> [..., out] in x's dtype, summed in float32 or wider."""
+        if self.array.ndim != 2:
+            matrices = [*self.array.shape[:-2], *self.shape]
+            raise ValueError(f"Dense: the weight is {matrices}, one matrix for each group, expected a single one")
         if x.shape[-1] != self.shape[0]:
             raise ValueError(f"Dense: x has {x.shape[-1]} columns, but the weight is {list(self.shape)}")
         contracted = 1 if self.transposed else 0
@@ -43,11 +48,40 @@ class Dense:
         )
         return y.astype(x.dtype).reshape(*x.shape[:-1], self.shape[1])
 
+    def grouped(self, x: jax.Array, sizes: jax.Array) -> jax.Array:
+        """x [rows, in] sorted by group, sizes i32 [e] -> [rows, out], each group's rows by its own matrix."""
+        matrices = [*self.array.shape[:-2], *self.shape]
+        if matrices[:-1] != [len(sizes), x.shape[1]]:
+            raise ValueError(f"Dense: x is {list(x.shape)} in {len(sizes)} groups, but the weight is {matrices}")
+        return stack_product(x, self, sizes)
+
     def rows(self, ids: jax.Array) -> jax.Array:
         """ids [...] -> [..., out]; an id out of range gives NaN."""
         ids = jnp.where(ids < 0, self.shape[0], ids)  # a negative id would count from the end
         return jnp.take(self.dense(), ids, axis=0, mode="fill")
 
     def dense(self) -> jax.Array:
-        """The matrix [in, out]."""
-        return self.array.T if self.transposed else self.array
+        """The matrix [in, out], or the matrices [e, in, out]."""
+        return self.array.swapaxes(-1, -2) if self.transposed else self.array
+
+
+@jax.custom_vjp
+def stack_product(x: jax.Array, weight: Dense, sizes: jax.Array) -> jax.Array:
+    """`grouped_product`, with the gradient that jax cannot find through a loop of unknown length."""
+    return grouped_product(x, weight, sizes)
+
+
+def stack_forward(x: jax.Array, weight: Dense, sizes: jax.Array) -> tuple[jax.Array, tuple]:
+    """The product, and what its gradient needs."""
+    return grouped_product(x, weight, sizes), (x, weight, sizes)
+
+
+def stack_backward(saved: tuple, dy: jax.Array) -> tuple[jax.Array, Dense, None]:
+    """Gradients of x and of the matrices; sizes are whole numbers and have none."""
+    x, weight, sizes = saved
+    dw = grouped_gradient(x, dy, sizes).astype(weight.array.dtype)
+    dw = dw.swapaxes(1, 2) if weight.transposed else dw
+    return grouped_product(dy, weight.T, sizes), Dense(dw, weight.transposed), None
+
+
+stack_product.defvjp(stack_forward, stack_backward)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..cases import DistributionOp
-from .kernel import ORDINARY, Kernel
+from .kernel import ORDINARY, Kernel, described
 from .report import Failure, Report
 
 SIGNIFICANCE, POWER_Z = 1e-9, 2.326  # the standard normal's 99 % quantile
@@ -22,12 +22,17 @@ LEAST_EXPECTED = 50.0
 
 
 def judge_distribution(op: DistributionOp, kernel: Kernel, report: Report, draws: int, only: str | None) -> Report:
-    """Draw from the kernel on every case, or on the one that `only` names, and compare; fills the report."""
-    for i, case in enumerate(op.cases):
-        trial = f"chi-square; {case.name}; seed {i}"
-        if only and only != trial:
+    """Draw from the kernel on every case, or on the one that `only` names, and compare; fills the report.
+
+    ValueError if `only` names none.
+    """
+    trials = [f"chi-square; {case.name}; seed {i}" for i, case in enumerate(op.cases)]
+    if only not in (None, *trials):
+        raise ValueError(f"{op.name} has no trial {only!r}; it has: {', '.join(map(repr, trials))}")
+    for i, (case, trial) in enumerate(zip(op.cases, trials, strict=True)):
+        if only not in (None, trial):
             continue
-        if reason := kernel.uncovered(case, report.dtype, ORDINARY):
+        if reason := kernel.uncovered(op, case, report.dtype, ORDINARY):
             report.uncovered[case.name] = reason
             continue
         arrays = op.draw(case, np.random.default_rng(i))
@@ -42,7 +47,7 @@ def judge_distribution(op: DistributionOp, kernel: Kernel, report: Report, draws
             outcomes = op.sample(call, arrays, i, draws)
             fault = find_fault(np.bincount(outcomes, minlength=len(probabilities)), probabilities, len(op.cases))
         except Exception as error:  # whatever a kernel raises is its verdict, not ours
-            fault = f"raised {type(error).__name__}: {error}"
+            fault = f"raised {described(error)}"
         if fault:
             report.failures.append(Failure(trial, fault, report.repeating(trial, kernel)))
         smallest = detectable(probabilities, draws, len(op.cases))

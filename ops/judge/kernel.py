@@ -47,40 +47,89 @@ class Kernel:
         if importlib.util.find_spec(arrays) is None:
             raise ValueError(f"arrays is {arrays!r}, but {arrays} is not installed")
         self.function, self.arrays = function, arrays
-        self.name = getattr(function, "__name__", type(function).__name__)
-        self.supports = {**getattr(function, "supports", {}), **(supports or {})}
+        self.name = getattr(function, "__name__", "kernel")
+        self.supports = {**declared(getattr(function, "supports", {})), **declared(supports or {})}
         self.keywords = keywords_of(function)
 
-    def uncovered(self, case: Case, dtype: str, style: str) -> str | None:
+    def uncovered(self, op: Op | DistributionOp, case: Case, dtype: str, style: str) -> str | None:
         """Why the case is not covered, or None if it is."""
-        facts = {**case.sizes, **case.options, **dict.fromkeys(case.inputs, True), "dtype": dtype}
+        facts = {
+            **case.sizes,
+            **defaults_of(op),
+            **case.options,
+            **dict.fromkeys(case.inputs, True),
+            "dtype": dtype,
+        }
         facts |= {"style": style} if style != ORDINARY else {}
-        for name, allowed in self.supports.items():
-            if name in facts and facts[name] not in allowed:
-                return f"{name} = {facts[name]}"
-        return self.missing((*case.options, *case.inputs))
+        return self.undeclared(facts) or self.missing((*case.options, *case.inputs))
+
+    def undeclared(self, facts: Mapping[str, Any]) -> str | None:
+        """The first fact that is not among the values declared for it."""
+        bad = (name for name, allowed in self.supports.items() if name in facts and facts[name] not in allowed)
+        return next((f"{name} = {facts[name]}" for name in bad), None)
 
     def missing(self, names: Sequence[str]) -> str | None:
         """The first keyword the kernel does not take."""
-        return next((f"no keyword {name!r}" for name in names if self.keywords and name not in self.keywords), None)
+        return next((f"no keyword {name!r}" for name in names if name not in (self.keywords or names)), None)
 
     def __call__(
-        self, op: Op | DistributionOp, arrays: Arrays, options: Mapping[str, Any]
+        self, op: Op | DistributionOp, arrays: Arrays, options: Mapping[str, Any], order: Literal["C", "F"] = "C"
     ) -> tuple[np.ndarray, ...]:
-        """Run it on NumPy arrays -> its outputs as NumPy arrays.
+        """Run it on arrays in the memory order `order` -> its outputs, in its own memory where that can be seen.
 
-        NotCovered if it lacks a keyword, ValueError if it overwrites an argument.
+        NotCovered if it lacks a keyword or does not declare an option, ValueError if it changes an argument.
         """
-        keywords = {name: value for name, value in arrays.items() if name not in op.required}
-        if reason := self.missing((*keywords, *options)):
+        keywords = [name for name in arrays if name not in op.required]
+        if reason := self.missing((*keywords, *options)) or self.undeclared({**defaults_of(op), **options}):
             raise NotCovered(f"{self.name}: {reason}")
-        given = [to_library(arrays[name], self.arrays) for name in op.required]
-        named = {name: to_library(value, self.arrays) for name, value in keywords.items()}
-        result = as_tuple(self.function(*given, **named, **options))
-        for name, x in {**dict(zip(op.required, given, strict=True)), **named}.items():
-            if self.arrays != "jax" and to_numpy(x).tobytes() != arrays[name].tobytes():
+        given = {name: to_library(x, self.arrays, order) for name, x in arrays.items()}
+        named = {name: given[name] for name in keywords}
+        try:
+            with np.errstate():  # what a kernel sets there is for itself
+                result = self.function(*(given[name] for name in op.required), **named, **options)
+        except (Exception, KeyboardInterrupt):
+            raise
+        except BaseException as error:  # SystemExit, say: it ends the kernel, not the judge
+            raise RuntimeError(described(error)) from error
+        outputs = tuple(to_numpy(one) for one in as_tuple(result))
+        for name, x in given.items():
+            if changed(x, arrays[name]):
                 raise ValueError(f"{self.name} overwrote its argument {name}")
-        return tuple(to_numpy(one) for one in result)
+        return outputs
+
+
+def declared(supports: Any) -> Supports:
+    """ValueError unless names are mapped to the values they may have."""
+    if not isinstance(supports, Mapping) or any(
+        isinstance(allowed, str) or not isinstance(allowed, Container) for allowed in supports.values()
+    ):
+        raise ValueError(f"supports is {supports!r}, expected the values allowed by name: {{'k': (64, 128)}}")
+    return {name: x.tolist() if isinstance(x, np.ndarray) else x for name, x in supports.items()}
+
+
+@functools.cache
+def defaults_of(op: Op | DistributionOp) -> Mapping[str, Any]:
+    """The options that a case may leave to the op, and what they are then; None is no value but their absence."""
+    parameters = inspect.signature(op.ref).parameters.values() if isinstance(op, Op) else ()
+    return {one.name: one.default for one in parameters if one.default not in (one.empty, None)}
+
+
+def described(error: BaseException) -> str:
+    """What was raised, on one short line that any terminal and any encoding can show."""
+    try:
+        text = str(error)
+    except Exception:
+        text = "(a message that cannot be read)"
+    words = "".join(character if character.isprintable() else " " for character in text).split()
+    return f"{type(error).__name__}: {' '.join(words)[:500]}"
+
+
+def changed(given: Any, original: np.ndarray) -> bool:
+    """Whether an array is no longer what a kernel was given: overwritten, or donated to JAX."""
+    if isinstance(given, jax.Array) and given.is_deleted():
+        return True
+    now = to_numpy(given)
+    return now.tobytes() != original.astype(now.dtype).tobytes()
 
 
 def keywords_of(function: Callable) -> set[str] | None:
@@ -117,9 +166,9 @@ def compiled(form: Callable) -> Callable:
     return functools.update_wrapper(call, form)
 
 
-def to_library(x: np.ndarray, library: Library) -> Any:
+def to_library(x: np.ndarray, library: Library, order: Literal["C", "F"] = "C") -> Any:
     """A fresh array for the kernel. bfloat16 has no NumPy of its own, so it crosses as bits."""
-    x = x.copy()
+    x = x.copy(order)
     if library == "numpy":
         return x
     if library == "jax":
@@ -135,14 +184,20 @@ def to_library(x: np.ndarray, library: Library) -> Any:
 
 
 def to_numpy(x: Any) -> np.ndarray:
-    """Whatever a kernel returned, on the host: through DLPack where it is neither NumPy nor JAX."""
-    if isinstance(x, np.ndarray | np.generic | float | int | jax.Array):
-        return np.asarray(x)
-    if hasattr(x, "get"):  # a CuPy array
-        return x.get()
+    """Whatever a kernel returned, on the host: through DLPack where it is neither NumPy nor JAX.
+
+    TypeError if it is no array, or not one of real numbers.
+    """
     if hasattr(x, "detach"):  # a torch tensor, perhaps on a device
-        x = x.detach().cpu().contiguous()
-    return np.asarray(jnp.from_dlpack(x))
+        x = jnp.from_dlpack(x.detach().cpu().contiguous())
+    elif not isinstance(x, np.ndarray | np.generic | float | int | jax.Array):
+        if not hasattr(x, "__dlpack__"):
+            raise TypeError(f"returned a {type(x).__name__}, expected an array")
+        x = x.get() if hasattr(x, "get") else jnp.from_dlpack(x)  # CuPy's are on a device
+    y = np.asarray(x)
+    if y.dtype.kind not in "biu" and not jnp.issubdtype(y.dtype, jnp.floating):
+        raise TypeError(f"returned an array of {y.dtype}, expected real numbers")
+    return y
 
 
 def program(command: Sequence[str], seconds: float = 60.0) -> Callable:
@@ -163,12 +218,16 @@ def program(command: Sequence[str], seconds: float = 60.0) -> Callable:
         options = {name: value for name, value in keywords.items() if name not in named}
         with tempfile.TemporaryDirectory() as folder:
             given, returned = Path(folder) / "in.npz", Path(folder) / "out.npz"
-            np.savez(given, options=json.dumps(options), **dict(packed(n, np.asarray(x)) for n, x in named.items()))
-            result = subprocess.run([*command, given, returned], capture_output=True, text=True, timeout=seconds)
+            np.savez(given, options=json.dumps(options), **dict(packed(name, x) for name, x in named.items()))
+            result = subprocess.run(
+                [*command, given, returned], capture_output=True, text=True, errors="replace", timeout=seconds
+            )
             if result.returncode or not returned.exists():
-                raise RuntimeError(f"{command[0]} exited with {result.returncode}: {result.stderr[-500:]}")
+                raise RuntimeError(f"{command[0]} exited with {result.returncode}: {result.stderr[-400:]}")
             with np.load(returned, allow_pickle=False) as file:
                 outputs = dict(unpacked(name, file[name]) for name in file)
+        if set(outputs) != (numbers := {str(i) for i in range(len(outputs))}):
+            raise RuntimeError(f"{command[0]} wrote {', '.join(outputs)}, expected {', '.join(sorted(numbers))}")
         return tuple(outputs[str(i)] for i in range(len(outputs)))
 
     call.__name__ = Path(command[0]).name
@@ -176,7 +235,8 @@ def program(command: Sequence[str], seconds: float = 60.0) -> Callable:
 
 
 def packed(name: str, x: np.ndarray) -> tuple[str, np.ndarray]:
-    """An array as .npz can hold it."""
+    """An array as .npz can hold it, in the order of C: not every reader of .npz knows another."""
+    x = np.asarray(x, order="C")
     return (f"{name}.bfloat16", x.view(np.uint16)) if x.dtype == ml_dtypes.bfloat16 else (name, x)
 
 

@@ -54,7 +54,8 @@ class Report:
         """The line that runs one trial again."""
         options = f'dtype="{self.dtype}", arrays="{kernel.arrays}"'
         options += f", supports={kernel.supports}" if kernel.supports else ""
-        return f'ops.validate("{self.op}", {self.kernel}, {options}, only="{trial}")'
+        name = self.kernel if self.kernel.isidentifier() else "kernel"  # as a lambda's is not
+        return f'ops.validate("{self.op}", {name}, {options}, only="{trial}")'
 
     def note(self, ratios: Mapping[str, float] | None, conventions: Mapping[str, bool] | None) -> None:
         """Keep the worst ratio by metric; a convention passes if it does every time."""
@@ -67,7 +68,7 @@ class Report:
         lines = [f"{self.kernel}: {self.op} in {self.dtype}: {'ok' if self.ok else 'FAILED'}"]
         ran = [f"{n} {check}" for check, n in self.ran.items() if not check.startswith("law ")]
         laws = [n for check, n in self.ran.items() if check.startswith("law ")]
-        ran += [f"{sum(laws)} of {len(laws)} laws"] if laws else []
+        ran += [f"{sum(laws)} for {len(laws)} laws"] if laws else []
         lines += [f"  {sum(self.ran.values())} trials: {', '.join(ran)}"] if ran else []
         if self.worst:
             ratios = ", ".join(f"{name} {ratio:.2f}" for name, ratio in self.worst.items())

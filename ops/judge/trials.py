@@ -16,8 +16,10 @@ import numpy as np
 
 from ..cases import Arrays, Case, Law, Op
 from .accuracy import LIMIT, METRICS, Ideal, conventions, errors, expected, find_ideal, ratios, shape_fault
-from .kernel import ORDINARY, Kernel, NotCovered, as_tuple, compiled
+from .kernel import ORDINARY, Kernel, NotCovered, as_tuple, compiled, described
 from .laws import laws_of
+
+REORDERED = "other memory order"  # a style of every op: ordinary inputs, in memory as Fortran has them
 
 
 class Trial(NamedTuple):
@@ -41,8 +43,10 @@ class Trial(NamedTuple):
             check, case, *rest = (part.strip() for part in line.split(";"))
             place = next(i for i, part in enumerate(rest) if part.startswith("seed "))
             pairs = [pair.split("=") for pair in " ".join(rest[place + 1 :]).split()]
-            sizes = tuple((letter, int(size)) for letter, size in pairs)
-            return cls(check, case, rest[0] if place else ORDINARY, int(rest[place][5:]), sizes)
+            sizes, seed = tuple((letter, int(size)) for letter, size in pairs), int(rest[place][5:])
+            if seed < 0:
+                raise ValueError
+            return cls(check, case, rest[0] if place else ORDINARY, seed, sizes)
         except (ValueError, StopIteration):
             raise ValueError(f"trial {line!r}: expected 'CHECK; CASE; [STYLE;] seed N[; t=1 …]'") from None
 
@@ -53,14 +57,18 @@ class Outcome(NamedTuple):
     fault: str | None
     ratios: Mapping[str, float] | None = None
     conventions: Mapping[str, bool] | None = None
+    refused: bool = False  # it raised where it may
 
 
 def case_of(op: Op, trial: Trial) -> Case:
-    """The trial's case with its sizes. ValueError if the op has none of that name."""
-    for case in op.cases:
-        if case.name == trial.case:
-            return replace(case, sizes={**case.sizes, **dict(trial.sizes)})
-    raise ValueError(f"{op.name} has no case {trial.case!r}; it has: {', '.join(case.name for case in op.cases)}")
+    """The trial's case with its sizes. ValueError if the op has none of that name, or none of such a size."""
+    case = next((case for case in op.cases if case.name == trial.case), None)
+    if case is None:
+        raise ValueError(f"{op.name} has no case {trial.case!r}; it has: {', '.join(one.name for one in op.cases)}")
+    for letter, size in trial.sizes:
+        if letter not in case.sizes or size < min(case.sizes[letter], 1):
+            raise ValueError(f"{op.name} cannot be asked for {letter} = {size} in case {case.name!r}")
+    return replace(case, sizes={**case.sizes, **dict(trial.sizes)})
 
 
 def law_of(op: Op, trial: Trial) -> Law:
@@ -71,58 +79,69 @@ def law_of(op: Op, trial: Trial) -> Law:
     raise ValueError(f"{op.name} has no {trial.check}; it has: {', '.join(law.name for law in laws_of(op))}")
 
 
+@np.errstate(all="ignore")
 def run_trial(op: Op, kernel: Kernel, trial: Trial, dtype: str) -> Outcome | None:
     """Run one trial. None if the kernel does not cover it or the law has no use for the case."""
     case = case_of(op, trial)
-    if kernel.uncovered(case, dtype, trial.style):
+    if kernel.uncovered(op, case, dtype, trial.style):
         return None
     if trial.check.startswith("law "):
         return judge_law(op, kernel, law_of(op, trial), trial, dtype)
     if trial.check not in ("accuracy", "exact") or (trial.check == "exact" and not op.exact):
         raise ValueError(f"{op.name} has no check {trial.check!r}, expected accuracy, exact or law NAME")
-    ideal = ideal_of(op, trial, dtype)
+    order = "F" if trial.style == REORDERED else "C"
+    ideal = ideal_of(op, trial._replace(style=ORDINARY) if order == "F" else trial, dtype)
     try:
-        found = kernel(op, drawn(op, trial, dtype), case.options)
+        found = kernel(op, drawn(op, trial, dtype), case.options, order)
     except Exception as error:  # whatever a kernel raises is its verdict, not ours
-        return Outcome(f"raised {type(error).__name__}: {error}")
+        return Outcome(None, refused=True) if order == "F" else Outcome(f"raised {described(error)}")
     if fault := shape_fault(found, ideal, op.outputs):
         return Outcome(fault)
-    return judge_exact(op, found, ideal) if trial.check == "exact" else judge_accuracy(found, ideal, dtype)
+    return judge_exact(op, found, ideal) if trial.check == "exact" else judge_accuracy(op, found, ideal, dtype)
 
 
-def judge_accuracy(found: tuple, ideal: Ideal, dtype: str) -> Outcome | None:
+def judge_accuracy(op: Op, found: tuple, ideal: Ideal, dtype: str) -> Outcome | None:
     """Two-error ratio in every metric."""
     worst = ratios(found, ideal)
     if not worst:
         return None
     bad = [f"{name} {ratio:.3g}" for name, ratio in worst.items() if not ratio <= LIMIT]
-    fault = f"errors are {', '.join(bad)} times the naive form's, allowed {LIMIT:g}" if bad else None
-    return Outcome(fault, worst, conventions(found, ideal, dtype))
+    narrow = [
+        f"; {name} is {y.dtype}, the naive form's is {naive.dtype}"
+        for name, y, naive in zip(op.outputs, found, ideal.naive, strict=False)
+        if y.dtype.itemsize < naive.dtype.itemsize
+    ]
+    fault = f"errors are {', '.join(bad)} times the naive form's, allowed {LIMIT:g}{''.join(narrow)}"
+    return Outcome(fault if bad else None, worst, conventions(found, ideal, dtype))
 
 
 def judge_exact(op: Op, found: tuple, ideal: Ideal) -> Outcome | None:
     """Equality wherever the answer is a value of the output's dtype; None if it is nowhere."""
     compared = 0
     for name, y, exact, naive in zip(op.outputs, found, ideal.outputs, ideal.naive, strict=False):
-        with np.errstate(over="ignore", invalid="ignore"):
-            representable = exact.astype(naive.dtype).astype(np.float64) == exact
+        representable = exact.astype(naive.dtype).astype(np.float64) == exact
         compared += representable.sum()
         wrong = representable & (np.asarray(y, np.float64) != exact)
         if wrong.any():
             place = tuple(int(i) for i in np.argwhere(wrong)[0])
             value = np.asarray(y, np.float64)[place]
             many = f"{wrong.sum()} of {wrong.size} are wrong"
-            return Outcome(f"{name}{list(place)} is {value:g}, the exact answer is {exact[place]:g}; {many}")
+            return Outcome(f"{name}{list(place)} is {value:.9g}, the exact answer is {exact[place]:.9g}; {many}")
     return Outcome(None) if compared else None
 
 
 def judge_law(op: Op, kernel: Kernel, law: Law, trial: Trial, dtype: str) -> Outcome | None:
     """Both sides of a law, equal in bits or as near as two correct results are."""
+    held: list[tuple[np.ndarray, np.ndarray]] = []  # results in the kernel's own memory, and what they were
 
     def call(**given: Any) -> tuple[np.ndarray, ...]:
         arrays = {name: x for name, x in given.items() if isinstance(x, np.ndarray)}
         options = {name: x for name, x in given.items() if name not in arrays}
-        return tuple(np.asarray(y, np.float64) for y in kernel(op, cast(op, arrays, dtype), options))
+        outputs = kernel(op, cast(op, arrays, dtype), options)
+        if any(y.tobytes() != before.tobytes() for y, before in held):
+            raise ValueError(f"{kernel.name} overwrote the result of an earlier call")
+        held.extend((y, y.copy()) for y in outputs)
+        return tuple(y.astype(np.float64) for y in outputs)
 
     case = case_of(op, trial)
     try:
@@ -132,7 +151,7 @@ def judge_law(op: Op, kernel: Kernel, law: Law, trial: Trial, dtype: str) -> Out
     except Exception as error:
         if law in op.laws and kernel.supports.keys() & case.sizes.keys():
             return None  # an op's laws change sizes, and a kernel that declares its own may refuse others
-        return Outcome(f"raised {type(error).__name__}: {error}")
+        return Outcome(f"raised {described(error)}")
     if sides is None:
         return None
     limits = [0.0] * len(sides[0]) if law.exact else list(law_limits(ideal_of(op, trial, dtype)))
@@ -161,19 +180,19 @@ def drawn(op: Op, trial: Trial, dtype: str) -> Arrays:
     if trial.check == "exact" and op.exact:
         return cast(op, op.exact(case, rng), dtype)
     arrays = op.draw(case, rng)
-    if trial.style != ORDINARY:
+    if trial.style not in (ORDINARY, REORDERED):
         if trial.style not in op.styles:
             raise ValueError(f"{op.name} has no style {trial.style!r}; it has: {', '.join(op.styles)}")
         arrays = op.styles[trial.style](arrays, case, rng)
     return cast(op, arrays, dtype)
 
 
+@np.errstate(over="ignore")
 def cast(op: Op, arrays: Arrays, dtype: str) -> Arrays:
     """Floats to the dtype under test, or to float32 where the op keeps them wide."""
     wide = np.promote_types(jnp.dtype(dtype), np.float32)
     floats = {name: x for name, x in arrays.items() if jnp.issubdtype(x.dtype, jnp.floating)}
-    with np.errstate(over="ignore"):
-        narrow = {name: x.astype(wide if name in op.wide else jnp.dtype(dtype)) for name, x in floats.items()}
+    narrow = {name: x.astype(wide if name in op.wide else jnp.dtype(dtype)) for name, x in floats.items()}
     return {**arrays, **narrow}
 
 

@@ -6,26 +6,31 @@ before small ones, so that little time goes far. A check that failed is not run 
 shrunk by hypothesis to small sizes and a small seed.
 """
 
+import math
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 
 import hypothesis
 from hypothesis import strategies as st
+from hypothesis.configuration import set_hypothesis_home_dir
 from hypothesis.errors import Flaky, NoSuchExample
 
 from ..cases import Case, DistributionOp, Op
 from .distribution import DRAWS, QUICK_DRAWS, judge_distribution
-from .kernel import Kernel, Library, Supports
+from .kernel import Kernel, Library, Supports, defaults_of
 from .laws import laws_of
 from .report import Failure, Report
 from .subjects import find_op
-from .trials import ORDINARY, Outcome, Trial, run_trial
+from .trials import ORDINARY, REORDERED, Outcome, Trial, run_trial
 
-LAW_CASES = 4  # on how many cases each law is tried
+LAW_CASES = 4  # on how many cases each law is tried, and memory in another order
 QUICK_SECONDS, QUICK_SHRINK_SECONDS = 5.0, 3.0  # for all trials, and for all failures together
 SHRINK_SECONDS = 10.0  # for each failure
+HANGING_SECONDS = 30.0  # a failure that took so long is the last: what hangs would hang in each check
+Progress = Callable[[int, int], None]  # is told how many trials of how many are done
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -40,7 +45,7 @@ def validate(
     quick: bool = False,
     only: str | None = None,
     shrink: bool = True,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Report:
     """Judge `kernel` as the op of that name, or as one of your own -> a `Report`.
 
@@ -59,54 +64,78 @@ def validate(
         if dtype != "float32":
             raise ValueError(f"dtype is {dtype!r}, expected 'float32': samplers are judged in no other")
         return judge_distribution(subject, judged, report, QUICK_DRAWS if quick else DRAWS, only)
-    trials = [Trial.parse(only)] if only else list(plan(subject, judged, dtype, seeds, report))
-    deadline = time.monotonic() + QUICK_SECONDS if quick else float("inf")
-    found: list[tuple[Trial, str]] = []
-    for done, (trial, outcome) in enumerate(outcomes(subject, judged, trials, dtype)):
-        if progress:
-            progress(done, len(trials))
-        if outcome:
-            report.ran[trial.check] += 1
-            report.note(outcome.ratios, outcome.conventions if trial.style == ORDINARY else None)
-            found += [(trial, outcome.fault)] if outcome.fault else []
-        if time.monotonic() > deadline:
-            report.left_out = len(trials) - done - 1
-            break
-    seconds = QUICK_SHRINK_SECONDS / max(len(found), 1) if quick else SHRINK_SECONDS
-    for trial, fault in found:
-        if shrink and not only:
+    trials = list(plan(subject, judged, dtype, seeds, report)) if only is None else [Trial.parse(only)]
+    failed = run_all(subject, judged, trials, report, QUICK_SECONDS if quick else math.inf, progress)
+    seconds = QUICK_SHRINK_SECONDS / max(len(failed), 1) if quick else SHRINK_SECONDS
+    for trial, fault, took in failed:
+        if shrink and only is None and took < (QUICK_SHRINK_SECONDS if quick else SHRINK_SECONDS):
             trial, fault = shrunk(subject, judged, trial, fault, dtype, seconds)
         report.failures.append(Failure(str(trial), fault, report.repeating(trial, judged)))
-    report.unused = [] if only or report.left_out else unused_laws(subject, report)
+    report.unused = unused_laws(subject, report) if only is None and not report.left_out else []
     return report
 
 
 def check_supports(op: Op | DistributionOp, kernel: Kernel) -> None:
-    """ValueError if what a kernel declares speaks of something that no case of the op has."""
-    known = {"dtype", "style"}.union(*({*case.sizes, *case.options, *case.inputs} for case in op.cases))
-    for name in kernel.supports:
+    """ValueError if what a kernel declares speaks of something, or of a word, that no case of the op has."""
+    styles = op.styles if isinstance(op, Op) else ()
+    known: dict[str, list] = {"dtype": [*DTYPES], "style": [ORDINARY, REORDERED, *styles]}
+    for case in op.cases:
+        for name, value in (*case.sizes.items(), *defaults_of(op).items(), *case.options.items()):
+            known.setdefault(name, []).append(value)
+        known |= {name: [True, False] for name in case.inputs}
+    for name, allowed in kernel.supports.items():
         if name not in known:
             raise ValueError(f"supports names {name!r}, expected one of: {', '.join(sorted(known))}")
+        for value in allowed if isinstance(allowed, list | tuple | set | frozenset) else ():
+            if isinstance(value, str | bool) and value not in known[name]:
+                words = ", ".join(dict.fromkeys(map(repr, known[name])))
+                raise ValueError(f"supports says {name} = {value!r}, expected one of: {words}")
 
 
 def plan(op: Op, kernel: Kernel, dtype: str, seeds: int, report: Report) -> Iterator[Trial]:
     """All trials in order; what the kernel does not cover goes into the report."""
     cases = []
     for case in by_novelty(op.cases):
-        if reason := kernel.uncovered(case, dtype, ORDINARY):
+        if reason := kernel.uncovered(op, case, dtype, ORDINARY):
             report.uncovered[case.name] = reason
         else:
             cases.append(case)
-    styles = [style for style in op.styles if style in kernel.supports.get("style", op.styles)]
-    report.uncovered |= {f"{style} inputs": "style" for style in op.styles if style not in styles}
+    every = [*op.styles, REORDERED] if kernel.arrays != "jax" else [*op.styles]  # in JAX memory has no order
+    styles = [style for style in every if style in kernel.supports.get("style", every)]
+    report.uncovered |= {f"{style} inputs": "style" for style in every if style not in styles}
     for seed in range(seeds):
-        for case in cases:
+        for i, case in enumerate(cases):
             yield Trial("accuracy", case.name, seed=seed)
             if op.exact:
                 yield Trial("exact", case.name, seed=seed)
             if not seed:
-                yield from (Trial("accuracy", case.name, style) for style in styles)
+                yield from (
+                    Trial("accuracy", case.name, one) for one in styles if one != REORDERED or i < LAW_CASES
+                )
                 yield from (Trial(f"law {law.name}", case.name) for law in laws_of(op))
+
+
+def run_all(
+    op: Op, kernel: Kernel, trials: list[Trial], report: Report, seconds: float, progress: Progress | None
+) -> list[tuple[Trial, str, float]]:
+    """Run trials until time is up or one hangs, all noted in the report -> those that failed, why, in how long."""
+    began = now = time.monotonic()
+    failed = []
+    for done, (trial, outcome) in enumerate(outcomes(op, kernel, trials, report.dtype)):
+        took, now = time.monotonic() - now, time.monotonic()
+        fault = outcome.fault if outcome else None
+        if progress:
+            progress(done, len(trials))
+        if outcome and outcome.refused:
+            report.uncovered[f"{trial.style} inputs"] = "refused"
+        elif outcome:
+            report.ran[trial.check] += 1
+            report.note(outcome.ratios, outcome.conventions if trial.style == ORDINARY else None)
+            failed += [(trial, fault, took)] if fault else []
+        if now - began > seconds or (fault and took > HANGING_SECONDS):
+            report.left_out = len(trials) - done - 1
+            break
+    return failed
 
 
 def outcomes(op: Op, kernel: Kernel, trials: list[Trial], dtype: str) -> Iterator[tuple[Trial, Outcome | None]]:
@@ -154,9 +183,20 @@ def shrunk(op: Op, kernel: Kernel, trial: Trial, fault: str, dtype: str, seconds
 
     sizes_up_to = st.fixed_dictionaries({name: st.integers(min(size, 1), size) for name, size in sizes.items()})
     settings = hypothesis.settings(max_examples=50, deadline=None, database=None, derandomize=True)
-    with suppress(NoSuchExample, Flaky):  # time may run out in the middle: what failed until then counts
+    with home_for_hypothesis(), suppress(NoSuchExample, Flaky):  # if time runs out, what failed until then counts
         hypothesis.find(st.tuples(sizes_up_to, st.integers(0, trial.seed)), fails, settings=settings)
     return min(failing)[2:]
+
+
+@contextmanager
+def home_for_hypothesis() -> Iterator[None]:
+    """A folder for the notes that it takes even without a database, or they would be left where the user stands."""
+    with tempfile.TemporaryDirectory() as folder:
+        set_hypothesis_home_dir(folder)
+        try:
+            yield
+        finally:
+            set_hypothesis_home_dir(None)
 
 
 def unused_laws(op: Op, report: Report) -> list[str]:

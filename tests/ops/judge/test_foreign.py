@@ -42,15 +42,17 @@ def test_torch_scaled_dot_product_attention_passes(dtype):
 
 
 @pytest.mark.oracle
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_tokamax_attention_passes(dtype):
-    tokamax = pytest.importorskip("tokamax")
+def test_tokamax_attention_passes():
+    """In float32: the product it asks for in bfloat16 is not compiled for a single key on a CPU."""
+    import tokamax  # pyright: ignore[reportMissingImports]
+    from absl import flags  # pyright: ignore[reportMissingModuleSource]
 
     def attention(q, k, v, *, causal=True, scale=None):
         t, s = q.shape[1], k.shape[1]
         mask = jnp.tril(jnp.ones((t, s), bool), s - t)[None, None] if causal else None
         return tokamax.dot_product_attention(q, k, v, mask=mask, scale=scale, implementation="xla")
 
-    ops.validate(
-        "attention", ops.judge.compiled(attention), dtype=dtype, seeds=1, supports={"j": (4, 8, 16)}
-    ).assert_ok()
+    flags.FLAGS.mark_as_parsed()  # it reads its options from a command line that pytest owns
+    with jax.numpy_dtype_promotion("standard"):  # it mixes dtypes
+        report = ops.validate("attention", ops.judge.compiled(attention), seeds=1, supports={"j": (4, 8, 16)})
+    report.assert_ok()

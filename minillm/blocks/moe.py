@@ -1,0 +1,156 @@
+"""Mixture of experts in place of the feed-forward layer, pre-norm, residual inside.
+
+Shazeer et al. 2017, arXiv:1701.06538: a router sends each token to a few of many small feed-forward layers and adds
+what they make of it by its weights, so that a model has many more parameters than any one token costs. The rules
+by which tokens are routed, and their papers, stand in `ops/moe/ref.py`. No token is ever dropped.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from ..cache import StateSpec
+from ..ops import clamped_swiglu, route
+from ..ops.moe.ref import Scoring
+from ..ops.moe.sorted import through_experts
+from ..span import Span
+from .mlp import ACTIVATIONS, Activation
+from .params import Experts, Linear, Norm, Params, zeros
+
+
+@dataclass(frozen=True)
+class MoESpec:
+    """e experts of f channels, of which each token goes to top_k; everything else is as in Mixtral.
+
+    scoring, normalise, groups, top_groups, scale   as in `ops.route`
+    choice_bias   each expert has a bias that takes part in the choice and not in the weights
+    activation    inside an expert, where gated as in `MLPSpec`; clamp is the limit of `ops.clamped_swiglu`, which
+                  then takes its place
+    bias          the router's and the experts' matrices have one
+    f_shared      channels of a feed-forward layer that serves every token besides, 0 for none
+    shared_gate   what that layer gives is multiplied by sigmoid(norm(x) @ gate)
+    """
+
+    e: int
+    f: int
+    top_k: int
+    scoring: Scoring = "softmax"
+    normalise: bool = True
+    groups: int | None = None
+    top_groups: int | None = None
+    scale: float = 1.0
+    choice_bias: bool = False
+    activation: Activation = "silu"
+    gated: bool = True
+    clamp: float | None = None
+    bias: bool = False
+    f_shared: int = 0
+    shared_gate: bool = False
+
+    def __post_init__(self):
+        if self.clamp is not None and not (self.gated and self.activation == "silu"):
+            raise ValueError(f"MoESpec: clamp is {self.clamp}, expected None unless experts are gated by silu")
+        if self.shared_gate and not self.f_shared:
+            raise ValueError("MoESpec: shared_gate is True, expected False where f_shared is 0")
+
+    def build(self, params: Params) -> "MoE":
+        """The block, its parameters asked for by name."""
+        p, d, shared = params.under("moe"), params.config.d, self.f_shared
+        up, parts = ("gate_up", 2) if self.gated else ("up", 1)
+        return MoE(
+            p.norm("norm"),
+            p.linear("router", d, self.e, bias=self.bias),
+            p.array("choice_bias", (self.e,), init=zeros) if self.choice_bias else None,
+            p.experts(up, self.e, d, parts * self.f, bias=self.bias),
+            p.experts("down", self.e, self.f, d, bias=self.bias),
+            p.linear(f"shared_{up}", d, *[shared] * parts) if shared else None,
+            p.linear("shared_down", shared, d) if shared else None,
+            p.linear("shared_gate", d, 1) if self.shared_gate else None,
+            self,
+        )
+
+
+@struct.dataclass
+class MoE:
+    """x + the sum of weight * (act(gate) * up) @ down over a token's experts, where gate, up = norm(x) @ up.
+
+    router (d, e); each expert has up (d, 2f), columns in the order gate, up, and down (f, d); shared_up and
+    shared_down are such a layer for every token. It remembers nothing, but proposes how many tokens each expert
+    served, i32 [e]: see `expert_load`.
+    """
+
+    norm: Norm
+    router: Linear
+    choice_bias: jax.Array | None
+    up: Experts
+    down: Experts
+    shared_up: Any
+    shared_down: Any
+    shared_gate: Any
+    spec: MoESpec = struct.field(pytree_node=False)
+
+    def init_state(self, spec: StateSpec):
+        return ()
+
+    @jax.jit
+    def __call__(self, x: jax.Array, state, at: Span):
+        y = self.norm(x)
+        rows = y.reshape(-1, y.shape[-1])
+        weights, experts = self.route(rows)
+        experts = jnp.where(at.valid.reshape(-1, 1), experts, self.spec.e)  # padding goes to none
+        mixed, load = through_experts(self.run, rows, weights, experts, self.spec.e)
+        x = x + mixed.reshape(x.shape)
+        return (x + self.shared(y) if self.spec.f_shared else x), load
+
+    def route(self, y: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Normed tokens [t d] -> weights [t m] in float32 or wider, experts i32 [t m], best first."""
+        s = self.spec
+        return route(
+            y.astype(np.promote_types(y.dtype, np.float32)) @ self.router,
+            top_k=s.top_k,
+            scoring=s.scoring,
+            normalise=s.normalise,
+            bias=self.choice_bias,
+            groups=s.groups,
+            top_groups=s.top_groups,
+            scale=s.scale,
+        )
+
+    def run(self, y: jax.Array, sizes: jax.Array) -> jax.Array:
+        """Each expert on its rows: y [rows d] sorted by expert, sizes i32 [e] -> [rows d]."""
+        return self.down.grouped(self.inside(self.up.grouped(y, sizes)), sizes)
+
+    def shared(self, y: jax.Array) -> jax.Array:
+        """What every token gets: y [b t d] -> [b t d]."""
+        out = self.inside(y @ self.shared_up) @ self.shared_down
+        return out * jax.nn.sigmoid(y @ self.shared_gate) if self.spec.shared_gate else out
+
+    def inside(self, y: jax.Array) -> jax.Array:
+        """What stands between the two matrices of a feed-forward layer: [… 2f] -> [… f]; [… f] without a gate."""
+        act = ACTIVATIONS[self.spec.activation]
+        if not self.spec.gated:
+            return act(y)
+        gate, up = jnp.split(y, 2, axis=-1)
+        return act(gate) * up if self.spec.clamp is None else clamped_swiglu(gate, up, self.spec.clamp)
+
+    def commit(self, pending, at: Span, keep: jax.Array, n_keep: jax.Array):
+        return ()
+
+
+def expert_load(model: Any, tokens: jax.Array) -> jax.Array:
+    """How many of the tokens i32 [b, t] each expert of a `Model` serves: i32 [layers, e], layers with experts only.
+
+    A row sums to b * t * top_k; the more even it is, the better an expert's parameters are used. ValueError if the
+    model has no experts.
+    """
+    b, t = tokens.shape
+    at = Span.chain(jnp.zeros(b, jnp.int32), jnp.full(b, t, jnp.int32), t)
+    _, pending = model.hidden(tokens, None, at)
+    loads = [load for block, load in zip(model.blocks, pending, strict=True) if isinstance(block, MoE)]
+    if not loads:
+        raise ValueError("expert_load: the model has no block with experts")
+    return jnp.stack(loads)

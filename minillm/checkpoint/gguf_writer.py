@@ -1,0 +1,218 @@
+"""Writing GGUF files, version 3, as llama.cpp reads them: all of a model in float32, or its matrices in float16.
+
+The tensors are those of the architecture's `GGUF_TENSORS`, turned around. Before a byte reaches the disk the reader
+of checkpoints opens the file that would come out: it has to give the same config and the same shapes, so that what
+GGUF has no words for is refused and never lost.
+"""
+
+import math
+import os
+import struct
+import tempfile
+from array import array
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+
+from ..archs import Arch
+from ..archs.tensors import View
+from ..archs.to_gguf import plain, rope_tensors
+from ..blocks.params import Shape
+from ..config import Config, shown
+from ..errors import UserError
+from ..model import Model
+from .gguf import ARRAY, GGUF, SCALARS, STRING, Cursor, read_metadata
+from .loader import from_gguf, stacked
+from .source import Index, missing
+
+ALIGNMENT = 32
+KINDS = {code: kind for kind, code in SCALARS.items()}
+FLOATS = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2")}
+TYPE_NUMBERS = {"F32": 0, "F16": 1}  # of a tensor, and of `general.file_type` for what most tensors are
+
+# What llama.cpp wants in float32 though it is a matrix: routers, norms of groups, convolutions, positions.
+ALWAYS_F32 = ("ffn_gate_inp", "_norm", "ssm_conv1d", "position_embd")
+
+NO_TOKENIZER = {"tokenizer.ggml.model": "none"}
+
+
+def write_gguf(
+    path: str | Path,
+    model: Model,
+    config: Config,
+    arch: Arch,
+    *,
+    tokenizer: Mapping[str, Any] = NO_TOKENIZER,
+    dtype: Literal["F32", "F16"] = "F32",
+) -> None:
+    """Write a model to a GGUF file, which appears under its name once it is whole.
+
+    config is what the model was built from, and arch its architecture; tokenizer is the metadata `tokenizer.*`,
+    which `tokenizer_metadata` takes from another file, by default that of a file that has none. UserError says what
+    does not fit into a GGUF file.
+    """
+    if dtype not in FLOATS:
+        raise UserError(f"dtype is {dtype!r}, expected one of: {', '.join(FLOATS)}")
+    if not hasattr(arch, "gguf_metadata"):
+        raise UserError(f"{path}: llama.cpp has no architecture for {config.arch} that could be written")
+    metadata = {**arch.gguf_metadata(config), "general.file_type": TYPE_NUMBERS[dtype], **tokenizer}
+    entries = [text(key) + encoded(value) for key, value in metadata.items()]
+    as_read = read_metadata(Cursor(b"".join(entries), str(path)), len(entries))
+    draft = Draft(str(path), as_read, rope_tensors(config), dtype)
+    for request, found in parameters(model, config):
+        draft.tensors.update(written(request, found, draft, config, arch))
+    check(draft, config, arch)
+    store(Path(path), draft, entries)
+
+
+def tokenizer_metadata(source: GGUF) -> dict[str, Any]:
+    """What an open file says about its tokenizer."""
+    return {key: value for key, value in source.metadata.items() if key.startswith("tokenizer.")}
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A file that is not on disk yet, as a TensorSource. Tensors are float32 and become what `dtype` says."""
+
+    where: str
+    metadata: dict[str, Any]
+    tensors: dict[str, np.ndarray]
+    matrices: str
+
+    def names(self) -> Collection[str]:
+        return self.tensors.keys()
+
+    def shape(self, name: str) -> Shape:
+        if name not in self.tensors:
+            raise missing(self.where, name)
+        return self.tensors[name].shape
+
+    def dtype(self, name: str) -> str:
+        matrix = len(self.shape(name)) > 1 and name.endswith(".weight")
+        return self.matrices if matrix and not any(part in name for part in ALWAYS_F32) else "F32"
+
+    def nbytes(self, name: str) -> int:
+        return math.prod(self.shape(name)) * FLOATS[self.dtype(name)].itemsize
+
+    def read(self, name: str, index: Index = ()) -> np.ndarray:
+        self.shape(name)
+        return self.tensors[name][index]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What `Model.build` asks for; to jax it is a leaf, and can stand where the array will be."""
+
+    name: str
+    layer: int | None
+    shapes: tuple[Shape, ...]
+
+
+def parameters(model: Model, config: Config) -> Iterator[tuple[Request, np.ndarray]]:
+    """The arrays of a model, in float32, beside the requests that they answered."""
+    requests = Model.build(config, lambda name, layer, *shapes, init: Request(name, layer, shapes))
+    if jax.tree.structure(requests) != jax.tree.structure(model):
+        raise UserError("the model is not the one that its config describes, in plain floating point")
+    for request, found in zip(jax.tree.leaves(requests), jax.tree.leaves(model), strict=True):
+        expected = stacked(request.shapes).shape
+        if found.shape != expected:
+            where = f"parameter {request.name} of layer {request.layer}"
+            raise UserError(f"{where} has shape {list(found.shape)}, but the config asks for {list(expected)}")
+        yield request, np.asarray(found).astype(np.float32, copy=False)
+
+
+def written(request: Request, array: np.ndarray, draft: Draft, config: Config, arch: Arch) -> dict[str, np.ndarray]:
+    """The tensors that hold a parameter."""
+    if request.name not in arch.GGUF_TENSORS:
+        architecture = draft.metadata["general.architecture"]
+        raise UserError(f"{draft.where}: llama.cpp's {architecture} architecture has no tensor for {request.name}")
+    return arch.GGUF_TENSORS[request.name].write(View(draft, config, request.layer), array, *request.shapes)
+
+
+def check(draft: Draft, config: Config, arch: Arch) -> None:
+    """Read the file that is about to be written; UserError unless it is the same model."""
+    opened = from_gguf(draft, None, arch if arch.GGUF else None)
+    as_read = replace(opened.config, arch=config.arch, eos=config.eos, context=config.context)
+    found = difference(plain(config), plain(as_read), "")
+    if found is not None:
+        architecture = draft.metadata["general.architecture"]
+        raise UserError(f"{draft.where}: llama.cpp's {architecture} architecture cannot say that {found}")
+    opened.shapes()
+    tokens = draft.metadata.get("tokenizer.ggml.tokens")
+    if tokens is not None and len(tokens) != config.v:
+        raise UserError(f"{draft.where}: tokenizer.ggml.tokens lists {len(tokens)} tokens, the model has {config.v}")
+
+
+def difference(ours: Any, read: Any, path: str) -> str | None:
+    """Where two descriptions differ by more than the rounding of a float32, in words; None if nowhere."""
+    if is_dataclass(ours) and type(ours) is type(read):
+        names = [field.name for field in fields(ours) if field.compare]
+        pairs = [(getattr(ours, name), getattr(read, name), f"{path}.{name}".lstrip(".")) for name in names]
+    elif isinstance(ours, tuple) and isinstance(read, tuple) and len(ours) == len(read):
+        pairs = [(a, b, f"{path}[{i}]") for i, (a, b) in enumerate(zip(ours, read, strict=True))]
+    else:
+        close = isinstance(ours, float) and isinstance(read, float) and math.isclose(ours, read, rel_tol=1e-6)
+        return None if ours == read or close else f"{path} is {shown(ours)}; it would be read as {shown(read)}"
+    return next((found for a, b, where in pairs if (found := difference(a, b, where))), None)
+
+
+def store(path: Path, draft: Draft, entries: list[bytes]) -> None:
+    """Write the file beside its place, open it, and put it there."""
+    try:
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
+            part = Path(folder) / path.name
+            with part.open("wb") as file:
+                file.write(struct.pack("<4sIQQ", b"GGUF", 3, len(draft.names()), len(entries)))
+                file.write(b"".join(entries) + tensor_table(draft))
+                for name in draft.names():
+                    file.write(bytes(-file.tell() % ALIGNMENT))
+                    file.write(stored(draft, name).data)
+            GGUF(part)
+            os.replace(part, path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from None
+
+
+def tensor_table(draft: Draft) -> bytes:
+    """Name, sizes (innermost first), type and place of each tensor."""
+    table, place = b"", 0
+    for name in draft.names():
+        shape = draft.shape(name)[::-1]
+        numbers = (len(shape), *shape, TYPE_NUMBERS[draft.dtype(name)], place)
+        table += text(name) + struct.pack(f"<I{len(shape)}QIQ", *numbers)
+        place += draft.nbytes(name)
+        place += -place % ALIGNMENT
+    return table
+
+
+def stored(draft: Draft, name: str) -> np.ndarray:
+    """A tensor as it lies in the file; UserError if float16 cannot hold it."""
+    array = draft.read(name)
+    with np.errstate(over="ignore"):
+        rounded = np.ascontiguousarray(array, FLOATS[draft.dtype(name)])
+    if np.isinf(rounded).any() and not np.isinf(array).any():
+        largest = f"a number of size {np.abs(array).max():.3g}"
+        raise UserError(f"{draft.where}: tensor {name} holds {largest}, but float16 ends at 65504; write F32")
+    return rounded
+
+
+def text(value: str) -> bytes:
+    """A string with its length in front."""
+    raw = value.encode()
+    return struct.pack("<Q", len(raw)) + raw
+
+
+def encoded(value: Any) -> bytes:
+    """A metadata value behind its type; whole numbers are unsigned, as llama.cpp expects sizes and ids."""
+    if isinstance(value, str):
+        return struct.pack("<I", STRING) + text(value)
+    if isinstance(value, array):
+        return struct.pack("<IIQ", ARRAY, KINDS[value.typecode], len(value)) + value.tobytes()
+    if isinstance(value, list):
+        return struct.pack("<IIQ", ARRAY, STRING, len(value)) + b"".join(text(one) for one in value)
+    code = "?" if isinstance(value, bool) else "f" if isinstance(value, float) else "I" if 0 <= value < 2**32 else "q"
+    return struct.pack(f"<I{code}", KINDS[code], value)

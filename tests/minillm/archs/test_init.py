@@ -1,0 +1,48 @@
+"""`minillm.init`: a model of any family from a config alone."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+import minillm
+from minillm.errors import UserError
+
+CONFIG = {
+    "model_type": "llama",
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "vocab_size": 40,
+    "rms_norm_eps": 1e-5,
+}
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_a_config_alone_makes_a_model_like_the_checkpoint(family, tmp_path):
+    tiny.unpacked(f"{family}_0", tmp_path)
+    loaded = minillm.load(tmp_path)
+    made = minillm.init(json.loads((tmp_path / "config.json").read_text()))
+    assert jax.tree.map(lambda leaf: leaf.shape, made.model) == jax.tree.map(lambda leaf: leaf.shape, loaded.model)
+    logits = made.logits(np.arange(20)[None] % made.config.v)
+    assert np.isfinite(logits).all()
+    assert logits.std() > 0
+
+
+def test_the_same_seed_makes_the_same_weights_and_another_seed_others():
+    one, again, other = (minillm.init(CONFIG, seed).model for seed in (1, 1, 2))
+    assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(again), strict=True))
+    assert not np.array_equal(one.embed.array, other.embed.array)
+
+
+def test_a_model_without_a_tokenizer_generates_from_token_ids():
+    out = minillm.init(CONFIG).generate([1, 2, 3], max_tokens=4, temperature=0.0)
+    assert len(out.tokens) == 4
+
+
+def test_a_config_that_is_not_understood_is_refused_by_field():
+    with pytest.raises(UserError, match="config: hidden_act is 'relu'"):
+        minillm.init(CONFIG | {"hidden_act": "relu"})
