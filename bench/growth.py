@@ -1,8 +1,8 @@
 """Time and memory of one decoded token against the length of the text: `python -m bench.growth`.
 
-Small random models of five kinds, alike but for what they remember: keys and values of all tokens, of the last 1,024,
-one latent a token, a state of fixed size, or a mixture. A step reads all weights and all it remembers, so its time
-should grow like those bytes. Writes results/growth.json and, with the `plots` extra, results/growth.png.
+Small random models, alike but for what they remember: keys and values of all tokens or of the last 1,024, one latent
+a token, a state of fixed size, or a mixture. A step reads all weights and all it remembers, so its time should grow
+like those bytes. Writes results/growth.json and, with the `plots` extra, results/growth.png.
 """
 
 import gc
@@ -43,8 +43,15 @@ SIZES: dict[str, Any] = {
     "vocab_size": 4096,
     "max_position_embeddings": CONTEXTS[-1],
     "tie_word_embeddings": True,
+    "rms_norm_eps": 1e-5,
 }
-STATE_SPACE = {"hidden_size": 512, "num_hidden_layers": 16, "vocab_size": 4096, "tie_word_embeddings": True}
+STATE_SPACE: dict[str, Any] = {
+    "hidden_size": 512,
+    "num_hidden_layers": 16,
+    "vocab_size": 4096,
+    "tie_word_embeddings": True,
+    "layer_norm_epsilon": 1e-5,
+}
 MODELS: dict[str, dict[str, Any]] = {
     "transformer": SIZES | {"model_type": "llama"},
     "window of 1,024": SIZES | {"model_type": "mistral", "sliding_window": 1024},
@@ -61,19 +68,24 @@ MODELS: dict[str, dict[str, Any]] = {
         "n_routed_experts": 8,
         "moe_intermediate_size": 64,
         "num_experts_per_tok": 2,
-        "n_group": 1,
-        "topk_group": 1,
+        "n_shared_experts": 1,
+        "routed_scaling_factor": 1.0,
     },
     "Mamba": STATE_SPACE | {"model_type": "mamba", "state_size": 16},
-    "Mamba-2": STATE_SPACE | {"model_type": "mamba2", "state_size": 64, "num_heads": 16, "head_dim": 64, "n_groups": 1},
+    "Mamba-2": STATE_SPACE
+    | {"model_type": "mamba2", "state_size": 64, "num_heads": 16, "head_dim": 64, "n_groups": 1},
     "hybrid, 1 layer in 8 attends": SIZES
     | {
         "model_type": "jamba",
         "num_experts": 1,
         "num_experts_per_tok": 1,
+        "expert_layer_period": 1,
+        "expert_layer_offset": 0,
         "attn_layer_period": 8,
         "attn_layer_offset": 4,
         "mamba_d_state": 16,
+        "mamba_expand": 2,
+        "mamba_d_conv": 4,
     },
 }
 
@@ -97,10 +109,12 @@ def measure(rounds: int, contexts: list[int]) -> dict:
     times: dict[tuple[str, int], list[float]] = {turn: [] for turn in turns}
     for number in range(rounds):
         wait_for_quiet()
-        for name, context in rotated(turns, number):
-            times[name, context].append(step_seconds(models[name], context))
+        for turn in rotated(turns, number):
+            times[turn].append(step_seconds(models[turn[0]], turn[1]))
     return {
-        "models": {name: grown(lm, contexts, [times[name, context] for context in contexts]) for name, lm in models.items()},
+        "models": {
+            name: grown(lm, contexts, [times[name, context] for context in contexts]) for name, lm in models.items()
+        },
         "setting": {"contexts": contexts, "rounds": rounds, "steps": STEPS, "dtype": "float32"},
         "machine": {"cpu": cpu_model(), "cores": os.cpu_count(), "system": platform.system()},
         "versions": versions(peers=False),
@@ -140,7 +154,9 @@ def grown(lm: LM, contexts: list[int], times: list[list[float]]) -> dict:
 def show(report: dict) -> None:
     """Print the report's main numbers."""
     contexts = report["setting"]["contexts"]
-    table = Table("a token's time (and bytes), relative", *(f"{context:,}" for context in contexts), "memory at the end")
+    table = Table(
+        "a token's time (and bytes), relative", *(f"{context:,}" for context in contexts), "memory at the end"
+    )
     for name, found in report["models"].items():
         cells = [f"{a:.2f} ({b:.2f})" for a, b in zip(found["growth"], found["growth_of_bytes"], strict=True)]
         table.add_row(f"{name}, {found['ms'][0]:.1f} ms", *cells, f"{found['state_bytes'][-1] / 1e6:,.1f} MB")
@@ -150,12 +166,12 @@ def show(report: dict) -> None:
 def plot(report: dict, path: Path) -> None:
     """Time and memory against context, one line a model; nothing without matplotlib."""
     try:
-        import matplotlib
+        import matplotlib  # pyright: ignore[reportMissingImports]
     except ImportError:
         print("no picture: pip install -e '.[plots]'")
         return
     matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    import matplotlib.pyplot as plt  # pyright: ignore[reportMissingImports]
 
     contexts = report["setting"]["contexts"]
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.4), layout="constrained")

@@ -186,10 +186,11 @@ def show(report: dict) -> None:
     """Print the report's main numbers."""
     table = Table("", "tokens/s", "quartiles", "minillm is", "95 %", "same tokens")
     for task in ("prefill", "decode"):
+        over, agreed = report[task]["speed_of_minillm_over"], report[task]["same_tokens_as_minillm"]
         for name, found in report[task]["speeds"].items():
             row = [f"{task}: {name}", f"{found['tokens_per_second']:.1f}", span(found["quartiles"], 1)]
-            if name in report[task]["speed_of_minillm_over"]:
-                ours, same = report[task]["speed_of_minillm_over"][name], report[task]["same_tokens_as_minillm"][name]
+            if name in over:
+                ours, same = over[name], agreed[name]
                 row += [f"{ours['median']:.2f}x", span(ours["interval_95"], 2)]
                 row.append(f"{same['before_first_difference']} of {same['of']}")
             table.add_row(*row)

@@ -12,9 +12,11 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
+
+T = TypeVar("T")
 
 # prompt, n -> n + 1 tokens, and the seconds of the last n
 Decode = Callable[[list[int], int], tuple[list[int], float]]
@@ -108,7 +110,7 @@ def wait_for_quiet() -> None:
             return
 
 
-def rotated(names: Sequence[str], by: int) -> list[str]:
+def rotated(names: Sequence[T], by: int) -> list[T]:
     """Names in the order of round `by`: everyone goes first equally often."""
     by %= len(names)
     return [*names[by:], *names[:by]]

@@ -7,7 +7,7 @@ import pytest
 from test_structure import CORE
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *(ROOT / name / "README.md" for name in ("ops", "minillm", "bench"))]
+PAGES = [ROOT / "README.md", *(ROOT / name / "README.md" for name in ("ops", "minillm", "minillm/archs", "bench"))]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

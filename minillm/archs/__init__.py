@@ -22,7 +22,7 @@ class Arch(Protocol):
     HF      the `model_type`s of config.json it reads; GGUF: the `general.architecture`s
     *_TENSORS, HARMLESS_TENSORS   how parameters are made from a checkpoint's tensors; what may lie there unused,
                     where {n} stands for the number of layers and * for anything
-    gguf_metadata   the other direction of config_from_gguf; missing where llama.cpp does not have the family
+    gguf_metadata   the other direction of config_from_gguf; missing where a family is not written as GGUF
     """
 
     HF: Collection[str]
@@ -33,7 +33,7 @@ class Arch(Protocol):
 
     def config_from_hf(self, fields: Fields) -> Config: ...
     def config_from_gguf(self, fields: Fields, source: Source) -> Config: ...
-    def gguf_metadata(self, config: Config) -> Mapping[str, Any]: ...
+    def gguf_metadata(self, config: Config) -> dict[str, Any]: ...
 
 
 def all_archs() -> list[Arch]:

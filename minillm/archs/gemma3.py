@@ -66,7 +66,7 @@ def config_from_hf(fields: Fields) -> Config:
 
 def ropes_from_hf(fields: Fields) -> tuple[Rope, Rope]:
     """Rotary positions of local and of global layers; only the latter were stretched."""
-    k, theta = fields.integer("head_dim", 256), fields.number("rope_local_base_freq", LOCAL_THETA)
+    k, theta = fields.integer("head_dim"), fields.number("rope_local_base_freq", LOCAL_THETA)
     if fields.has("rope_parameters"):
         local = rope_from_hf(fields, k, "sliding_attention", theta)
         return local, rope_from_hf(fields, k, "full_attention", GLOBAL_THETA)
@@ -98,13 +98,14 @@ def config_from_gguf(fields: Fields, source: Source) -> Config:
 
 def gguf_metadata(config: Config) -> Metadata:
     """The `gemma3.*` metadata of a config."""
-    near, far = ([spec for spec, _ in config.layers if (spec.window is None) == alone] for alone in (False, True))
-    values = {}
-    if near:
-        values = {"attention.sliding_window": near[0].window, "rope.freq_base_swa": near[0].rope.recipe.theta}
-        values["attention.sliding_window_pattern"] = [spec.window for spec, _ in config.layers].index(None) + 1
-    if far:
-        values |= rope_to_gguf(far[0].rope)
+    windows = [attention.window for attention, _ in config.layers]
+    values: Metadata = {"attention.sliding_window_pattern": [*windows, None].index(None) + 1}
+    for attention, _ in reversed(config.layers):
+        if attention.window is None:
+            values |= rope_to_gguf(attention.rope)
+        else:
+            values |= {"attention.sliding_window": attention.window}
+            values |= {"rope.freq_base_swa": attention.rope.recipe.theta}
     if config.softcap is not None:
         values["final_logit_softcapping"] = config.softcap
     return decoder_to_gguf(config, "gemma3", values)

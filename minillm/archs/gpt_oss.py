@@ -5,7 +5,7 @@ Every other layer looks back a window only. Checkpoints in MXFP4 are refused by 
 
 from ..config import Config, Fields
 from ..ops.activations import GELU_SLOPE
-from . import llama, qwen2
+from . import qwen2
 from .common import (
     attention_from_gguf,
     attention_from_hf,
@@ -42,9 +42,7 @@ GGUF_TENSORS = qwen2.GGUF_TENSORS | {
     "attention.sinks": Tensor("blk.{i}.attn_sinks.weight"),
     "moe.norm": Tensor("blk.{i}.post_attention_norm.weight"),
     "moe.router.bias": Tensor("blk.{i}.ffn_gate_inp.bias"),
-    "moe.gate_up.bias": Stack(
-        (Tensor("blk.{i}.ffn_gate_exps.bias"), Tensor("blk.{i}.ffn_up_exps.bias")), axis=1
-    ),
+    "moe.gate_up.bias": Stack((Tensor("blk.{i}.ffn_gate_exps.bias"), Tensor("blk.{i}.ffn_up_exps.bias")), axis=1),
     "moe.down.bias": Tensor("blk.{i}.ffn_down_exps.bias"),
 }
 
@@ -68,7 +66,7 @@ def config_from_hf(fields: Fields) -> Config:
 
 
 def config_from_gguf(fields: Fields, source: Source) -> Config:
-    """Config from the `gpt-oss.*` metadata. The ramp of its YaRN ends between pairs of channels, as it was trained."""
+    """Config from the `gpt-oss.*` metadata; its YaRN was trained with a ramp whose ends are not rounded."""
     fields.only("attention.sliding_window_pattern", 2)
     window, moe = window_from_gguf(fields), moe_from_gguf(fields, bias=True, clamp=LIMIT)
     rope = rope_from_gguf(fields, source, fields.integer("attention.key_length"), truncate=False)

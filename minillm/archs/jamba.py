@@ -21,29 +21,20 @@ from .common import (
     moe_from_gguf,
     moe_from_hf,
 )
-from .tensors import Experts, Flat, Source, Stack, Tensor, Transposed
+from .tensors import Experts, Source, Stack, Tensor
 from .to_gguf import Metadata, attention_to_gguf, decoder_to_gguf
 
 HF, GGUF = ("jamba",), ("jamba",)
 
-MAMBA, FFN = "model.layers.{i}.mamba.", "model.layers.{i}.feed_forward."
-HF_TENSORS = llama.HF_TENSORS | {
+FFN = "model.layers.{i}.feed_forward."
+HF_TENSORS = {
+    **llama.HF_TENSORS,
     "norm": Tensor("model.final_layernorm.weight"),
     "mamba.norm": Tensor("model.layers.{i}.input_layernorm.weight"),
-    "mamba.x_z": Tensor(MAMBA + "in_proj.weight"),
-    "mamba.x_z.bias": Tensor(MAMBA + "in_proj.bias"),
-    "mamba.conv": Transposed(Flat(Tensor(MAMBA + "conv1d.weight"), heads="i")),
-    "mamba.conv.bias": Tensor(MAMBA + "conv1d.bias"),
-    "mamba.dt_B_C": Tensor(MAMBA + "x_proj.weight"),
-    "mamba.dt_norm": Tensor(MAMBA + "dt_layernorm.weight"),
-    "mamba.B_norm": Tensor(MAMBA + "b_layernorm.weight"),
-    "mamba.C_norm": Tensor(MAMBA + "c_layernorm.weight"),
-    "mamba.dt": Tensor(MAMBA + "dt_proj.weight"),
-    "mamba.dt.bias": Tensor(MAMBA + "dt_proj.bias"),
-    "mamba.A_log": Transposed(Tensor(MAMBA + "A_log")),
-    "mamba.D": Tensor(MAMBA + "D"),
-    "mamba.out": Tensor(MAMBA + "out_proj.weight"),
-    "mamba.out.bias": Tensor(MAMBA + "out_proj.bias"),
+    **mamba.mixer_tensors("model.layers.{i}.mamba."),
+    "mamba.dt_norm": Tensor("model.layers.{i}.mamba.dt_layernorm.weight"),
+    "mamba.B_norm": Tensor("model.layers.{i}.mamba.b_layernorm.weight"),
+    "mamba.C_norm": Tensor("model.layers.{i}.mamba.c_layernorm.weight"),
     "mlp.norm": Tensor("model.layers.{i}.pre_ff_layernorm.weight"),
     "mlp.gate_up": Stack((Tensor(FFN + "gate_proj.weight"), Tensor(FFN + "up_proj.weight"))),
     "mlp.down": Tensor(FFN + "down_proj.weight"),
@@ -140,8 +131,9 @@ def config_from_gguf(fields: Fields, source: Source) -> Config:
 def gguf_metadata(config: Config) -> Metadata:
     """The `jamba.*` metadata of a config."""
     mixers, ffns = zip(*config.layers, strict=True)
-    more: dict[str, Any] = {"feed_forward_length": ffns[0].f}
+    more: dict[str, Any] = {"feed_forward_length": ffns[0].f}  # of experts, too
     for attention in {spec: None for spec in mixers if isinstance(spec, AttentionSpec)}:
         more |= attention_to_gguf(attention)
     kv = [spec.g if isinstance(spec, AttentionSpec) else 0 for spec in mixers]
-    return decoder_to_gguf(config, "jamba", more | {"attention.head_count_kv": array("i", kv)})
+    more |= {"attention.head_count_kv": array("i", kv)}
+    return decoder_to_gguf(config, "jamba", more, expert_size="feed_forward_length")

@@ -1,31 +1,39 @@
-"""Mamba (Gu and Dao 2023, arXiv:2312.00752), and FalconMamba (Zuo et al. 2024, arXiv:2410.05355), which adds norms."""
+"""Mamba (Gu and Dao 2023, arXiv:2312.00752), and FalconMamba with its norms (Zuo et al. 2024, arXiv:2410.05355)."""
 
 from dataclasses import replace
 
 from ..blocks import MambaSpec
 from ..config import Config, Fields
 from .common import context, decoder_from_gguf, decoder_from_hf
-from .tensors import Flat, LogOfNegative, Source, Tensor, Transposed
+from .tensors import Entry, Flat, LogOfNegative, Source, Tensor, Transposed
 from .to_gguf import Metadata, decoder_to_gguf
 
 HF, GGUF = ("mamba", "falcon_mamba"), ("mamba",)
+
+
+def mixer_tensors(mixer: str) -> dict[str, Entry]:
+    """The tensors of a Mamba layer but its norm, by how their names begin."""
+    return {
+        "mamba.x_z": Tensor(mixer + "in_proj.weight"),
+        "mamba.x_z.bias": Tensor(mixer + "in_proj.bias"),
+        "mamba.conv": Transposed(Flat(Tensor(mixer + "conv1d.weight"), heads="i")),
+        "mamba.conv.bias": Tensor(mixer + "conv1d.bias"),
+        "mamba.dt_B_C": Tensor(mixer + "x_proj.weight"),
+        "mamba.dt": Tensor(mixer + "dt_proj.weight"),
+        "mamba.dt.bias": Tensor(mixer + "dt_proj.bias"),
+        "mamba.A_log": Transposed(Tensor(mixer + "A_log")),
+        "mamba.D": Tensor(mixer + "D"),
+        "mamba.out": Tensor(mixer + "out_proj.weight"),
+        "mamba.out.bias": Tensor(mixer + "out_proj.bias"),
+    }
+
 
 HF_TENSORS = {
     "embed": Tensor("backbone.embeddings.weight"),
     "norm": Tensor("backbone.norm_f.weight"),
     "head": Tensor("lm_head.weight"),
     "mamba.norm": Tensor("backbone.layers.{i}.norm.weight"),
-    "mamba.x_z": Tensor("backbone.layers.{i}.mixer.in_proj.weight"),
-    "mamba.x_z.bias": Tensor("backbone.layers.{i}.mixer.in_proj.bias"),
-    "mamba.conv": Transposed(Flat(Tensor("backbone.layers.{i}.mixer.conv1d.weight"), heads="i")),
-    "mamba.conv.bias": Tensor("backbone.layers.{i}.mixer.conv1d.bias"),
-    "mamba.dt_B_C": Tensor("backbone.layers.{i}.mixer.x_proj.weight"),
-    "mamba.dt": Tensor("backbone.layers.{i}.mixer.dt_proj.weight"),
-    "mamba.dt.bias": Tensor("backbone.layers.{i}.mixer.dt_proj.bias"),
-    "mamba.A_log": Transposed(Tensor("backbone.layers.{i}.mixer.A_log")),
-    "mamba.D": Tensor("backbone.layers.{i}.mixer.D"),
-    "mamba.out": Tensor("backbone.layers.{i}.mixer.out_proj.weight"),
-    "mamba.out.bias": Tensor("backbone.layers.{i}.mixer.out_proj.bias"),
+    **mixer_tensors("backbone.layers.{i}.mixer."),
 }
 
 GGUF_TENSORS = {
@@ -60,11 +68,10 @@ def config_from_hf(fields: Fields) -> Config:
     d, falcon = fields.integer("hidden_size"), fields.values["model_type"] == "falcon_mamba"
     i = fields.integer("expand", 2) * d
     fields.only("intermediate_size", i)
-    fields.only("time_step_rank", "auto", *range(1, i + 1))
     block = MambaSpec(
         i,
         n=fields.integer("state_size", 16),
-        rank=-(-d // 16) if fields.values.get("time_step_rank", "auto") == "auto" else fields.integer("time_step_rank"),
+        rank=rank_from_hf(fields, "time_step_rank"),
         w=fields.integer("conv_kernel", 4),
         bias=fields.flag("use_bias", False),
         conv_bias=fields.flag("use_conv_bias", True),
@@ -72,6 +79,14 @@ def config_from_hf(fields: Fields) -> Config:
         norm_eps=fields.number("mixer_rms_eps", 1e-6) if falcon else 0.0,
     )
     return recurrent_decoder_from_hf(fields, (block,), tied=True, harmless=HARMLESS_FIELDS)
+
+
+def rank_from_hf(fields: Fields, key: str) -> int:
+    """The width of the bottleneck that dt comes through, by default a sixteenth of the model's."""
+    fields.read.add(key)
+    if fields.values.get(key, "auto") == "auto":
+        return -(-fields.integer("hidden_size") // 16)
+    return fields.integer(key)
 
 
 def recurrent_decoder_from_hf(fields: Fields, blocks: tuple, **options) -> Config:

@@ -6,26 +6,34 @@ from ..blocks import Mamba2Spec
 from ..config import Config, Fields
 from .common import decoder_from_gguf
 from .mamba import HARMLESS_TENSORS, recurrent_decoder_from_hf  # noqa: F401
-from .tensors import Flat, LogOfNegative, Source, Tensor, Transposed
+from .tensors import Entry, Flat, LogOfNegative, Source, Tensor, Transposed
 from .to_gguf import Metadata, decoder_to_gguf
 
 HF, GGUF = ("mamba2",), ("mamba2",)
+
+
+def mixer_tensors(mixer: str) -> dict[str, Entry]:
+    """The tensors of a Mamba-2 layer but its norm, by how their names begin."""
+    return {
+        "mamba2.z_xBC_dt": Tensor(mixer + "in_proj.weight"),
+        "mamba2.z_xBC_dt.bias": Tensor(mixer + "in_proj.bias"),
+        "mamba2.conv": Transposed(Flat(Tensor(mixer + "conv1d.weight"), heads="mixed")),
+        "mamba2.conv.bias": Tensor(mixer + "conv1d.bias"),
+        "mamba2.dt_bias": Tensor(mixer + "dt_bias"),
+        "mamba2.A_log": Tensor(mixer + "A_log"),
+        "mamba2.D": Tensor(mixer + "D"),
+        "mamba2.y_norm": Tensor(mixer + "norm.weight"),
+        "mamba2.out": Tensor(mixer + "out_proj.weight"),
+        "mamba2.out.bias": Tensor(mixer + "out_proj.bias"),
+    }
+
 
 HF_TENSORS = {
     "embed": Tensor("backbone.embeddings.weight"),
     "norm": Tensor("backbone.norm_f.weight"),
     "head": Tensor("lm_head.weight"),
     "mamba2.norm": Tensor("backbone.layers.{i}.norm.weight"),
-    "mamba2.z_xBC_dt": Tensor("backbone.layers.{i}.mixer.in_proj.weight"),
-    "mamba2.z_xBC_dt.bias": Tensor("backbone.layers.{i}.mixer.in_proj.bias"),
-    "mamba2.conv": Transposed(Flat(Tensor("backbone.layers.{i}.mixer.conv1d.weight"), heads="mixed")),
-    "mamba2.conv.bias": Tensor("backbone.layers.{i}.mixer.conv1d.bias"),
-    "mamba2.dt_bias": Tensor("backbone.layers.{i}.mixer.dt_bias"),
-    "mamba2.A_log": Tensor("backbone.layers.{i}.mixer.A_log"),
-    "mamba2.D": Tensor("backbone.layers.{i}.mixer.D"),
-    "mamba2.y_norm": Tensor("backbone.layers.{i}.mixer.norm.weight"),
-    "mamba2.out": Tensor("backbone.layers.{i}.mixer.out_proj.weight"),
-    "mamba2.out.bias": Tensor("backbone.layers.{i}.mixer.out_proj.bias"),
+    **mixer_tensors("backbone.layers.{i}.mixer."),
 }
 
 GGUF_TENSORS = {

@@ -4,7 +4,6 @@ The weights of a token's experts are not made to sum to one, and queries and key
 """
 
 from ..config import Config, Fields
-from . import qwen3_moe
 from .common import (
     attention_from_gguf,
     attention_from_hf,

@@ -1,4 +1,4 @@
-"""Qwen3's models with experts (Yang et al. 2025, arXiv:2505.09388): 128 small ones a layer, eight for each token."""
+"""Qwen3 with experts (Yang et al. 2025, arXiv:2505.09388): 128 small ones a layer, eight for each token."""
 
 from ..config import Config, Fields
 from . import qwen3

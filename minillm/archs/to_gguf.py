@@ -5,7 +5,7 @@ be asked here: whoever writes a file reads it back before it counts.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +17,7 @@ from ..config import Config
 from ..rope import Rope
 from .common import ROPE_FACTORS, ROPE_LONG, ROPE_SHORT
 
-Metadata = Mapping[str, Any]
+Metadata = dict[str, Any]
 
 
 def decoder_to_gguf(
@@ -51,7 +51,7 @@ def decoder_to_gguf(
 
 def attention_to_gguf(spec: AttentionSpec) -> Metadata:
     """Heads, rotary positions and the window."""
-    values = {
+    values: Metadata = {
         "attention.head_count": spec.h,
         "attention.head_count_kv": spec.g,
         "attention.key_length": spec.k,
@@ -62,11 +62,10 @@ def attention_to_gguf(spec: AttentionSpec) -> Metadata:
     return values | (rope_to_gguf(spec.rope) if spec.rope else {})
 
 
-
 def rope_to_gguf(turned: Rope) -> Metadata:
     """Rotary positions, but for what `rope_tensors` says."""
     recipe = turned.recipe
-    values = {"rope.dimension_count": 2 * len(turned.freqs), "rope.freq_base": recipe.theta}
+    values: Metadata = {"rope.dimension_count": 2 * len(turned.freqs), "rope.freq_base": recipe.theta}
     if recipe.kind in ("linear", "yarn", "longrope"):
         values["rope.scaling.type"] = recipe.kind
     if recipe.kind in ("linear", "yarn"):
@@ -83,7 +82,7 @@ def rope_to_gguf(turned: Rope) -> Metadata:
 def latent_attention_to_gguf(spec: LatentAttentionSpec) -> Metadata:
     """Heads as they are, and as one head over the latent; YaRN's factor is in the scale of scores."""
     width, recipe = spec.k + spec.a, spec.rope.recipe
-    values = {
+    values: Metadata = {
         "attention.head_count": spec.h,
         "attention.head_count_kv": spec.g,
         "attention.key_length": spec.l + spec.a,
@@ -104,7 +103,7 @@ def latent_attention_to_gguf(spec: LatentAttentionSpec) -> Metadata:
 
 def mamba_to_gguf(spec: MambaSpec) -> Metadata:
     """Sizes of the state; the zeros are said to llama.cpp."""
-    values = {
+    values: Metadata = {
         "feed_forward_length": 0,
         "attention.head_count": 0,
         "ssm.inner_size": spec.i,

@@ -6,8 +6,7 @@ residual inside; `norms` are the variation of FalconMamba and Jamba.
 """
 
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +17,7 @@ from ..cache import StateSpec
 from ..cache.recurrent import Recurrent
 from ..ops import causal_conv1d, rms_norm, sequential_selective_scan, silu
 from ..span import Span
-from .params import Linear, Norm, Params, RMSNorm, Shape, ones, zeros
+from .params import Linear, Norm, Params, Shape, ones, zeros
 
 
 @dataclass(frozen=True)
@@ -42,17 +41,17 @@ class MambaSpec:
 
     def build(self, params: Params) -> "Mamba":
         """The block, its parameters asked for by name."""
-        p, d, sizes = params.under("mamba"), params.config.d, (self.rank, self.n, self.n)
-        names = ("dt_norm", "B_norm", "C_norm")
+        p, d, norms = params.under("mamba"), params.config.d, None
+        sizes = {"dt": self.rank, "B": self.n, "C": self.n}
+        if self.norms == "weighted":
+            norms = tuple(p.array(f"{name}_norm", (size,), init=ones) for name, size in sizes.items())
         return Mamba(
             p.norm("norm"),
             p.linear("x_z", d, self.i, self.i, bias=self.bias),
             p.array("conv", (self.w, self.i), init=taps),
             p.array("conv.bias", (self.i,), init=zeros) if self.conv_bias else None,
-            p.linear("dt_B_C", self.i, *sizes),
-            tuple(p.array(name, (size,), init=ones) for name, size in zip(names, sizes, strict=True))
-            if self.norms == "weighted"
-            else None,
+            p.linear("dt_B_C", self.i, *sizes.values()),
+            norms,
             p.linear("dt", self.rank, self.i),
             p.array("dt.bias", (self.i,), init=slow_steps),
             p.array("A_log", (self.n, self.i), init=rates),
@@ -75,7 +74,7 @@ class Mamba:
     conv: jax.Array
     conv_bias: jax.Array | None
     dt_B_C: Linear
-    norms: tuple[jax.Array, jax.Array, jax.Array] | None
+    norms: tuple[jax.Array, ...] | None
     dt: Linear
     dt_bias: jax.Array
     A_log: jax.Array
@@ -100,10 +99,10 @@ class Mamba:
 
     def step(self, x: jax.Array, state: dict[str, jax.Array], lengths: jax.Array):
         """Tokens x [b t i] through the convolution and the scan: see `cache.recurrent.Step`."""
-        wide = np.promote_types(x.dtype, np.float32)
+        s, wide = self.spec, np.promote_types(x.dtype, np.float32)
         x, conv = causal_conv1d(x, self.conv.T, self.conv_bias, state=state["conv"], lengths=lengths)
         x = silu(x)
-        dt, B, C = self.normed(*jnp.split(x @ self.dt_B_C, (self.spec.rank, self.spec.rank + self.spec.n), axis=-1))
+        dt, B, C = self.normed(jnp.split(x @ self.dt_B_C, (s.rank, s.rank + s.n), axis=-1))
         # Of the forms of the scan this one is the fastest on a CPU; it swaps [i n] back, so nothing is moved.
         y, ssm = sequential_selective_scan(
             x,
@@ -119,11 +118,11 @@ class Mamba:
         )
         return y, {"conv": conv, "ssm": jnp.swapaxes(ssm, 1, 2)}
 
-    def normed(self, *arrays: jax.Array) -> list[jax.Array]:
-        """Normed dt, B and C, where the model does that."""
+    def normed(self, arrays: list[jax.Array]) -> list[jax.Array]:
+        """dt, B and C, normed where the model does that."""
         if not self.spec.norms:
-            return list(arrays)
-        weights = self.norms or tuple(np.ones(x.shape[-1], np.float32) for x in arrays)
+            return arrays
+        weights = self.norms or [jnp.ones(x.shape[-1], x.dtype) for x in arrays]
         return [rms_norm(x, weight, self.spec.norm_eps) for x, weight in zip(arrays, weights, strict=True)]
 
     def commit(self, pending, at: Span, keep: jax.Array, n_keep: jax.Array):

@@ -6,6 +6,7 @@ recurrence stand a gate and an RMSNorm. Pre-norm, residual inside.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -125,8 +126,8 @@ class Mamba2:
 
     def normed(self, y: jax.Array) -> jax.Array:
         """RMSNorm of y [b t i], each group of heads by itself."""
-        groups, weight = y.reshape(*y.shape[:-1], self.spec.g, -1), self.y_norm.reshape(self.spec.g, -1)
-        return jax.vmap(lambda x, w: rms_norm(x, w, self.eps), in_axes=(-2, 0), out_axes=-2)(groups, weight).reshape(y.shape)
+        g, by_group = self.spec.g, jax.vmap(partial(rms_norm, eps=self.eps), in_axes=(-2, 0), out_axes=-2)
+        return by_group(y.reshape(*y.shape[:-1], g, -1), self.y_norm.reshape(g, -1)).reshape(y.shape)
 
     def commit(self, pending, at: Span, keep: jax.Array, n_keep: jax.Array):
         return pending.commit(at, keep, n_keep)

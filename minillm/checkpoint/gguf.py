@@ -96,7 +96,7 @@ def decode(blocks: np.ndarray, kind: GGUFType) -> np.ndarray:
 class Cursor:
     """A place in the file that never moves past its end."""
 
-    def __init__(self, data: mmap.mmap, where: str):
+    def __init__(self, data: mmap.mmap | bytes, where: str):
         self.data, self.where, self.offset = data, where, 0
 
     def take(self, size: int, what: str) -> bytes:

@@ -26,7 +26,7 @@ from ..config import Config, shown
 from ..errors import UserError
 from ..model import Model
 from .gguf import ARRAY, GGUF, SCALARS, STRING, Cursor, read_metadata
-from .loader import from_gguf, stacked
+from .loader import END_KEYS, from_gguf, stacked
 from .source import Index, missing
 
 ALIGNMENT = 32
@@ -58,8 +58,9 @@ def write_gguf(
     if dtype not in FLOATS:
         raise UserError(f"dtype is {dtype!r}, expected one of: {', '.join(FLOATS)}")
     if not hasattr(arch, "gguf_metadata"):
-        raise UserError(f"{path}: llama.cpp has no architecture for {config.arch} that could be written")
-    metadata = {**arch.gguf_metadata(config), "general.file_type": TYPE_NUMBERS[dtype], **tokenizer}
+        raise UserError(f"{path}: architecture {config.arch} cannot be written as GGUF; it has no gguf_metadata")
+    ends = dict(zip(END_KEYS, config.eos, strict=False))
+    metadata = arch.gguf_metadata(config) | {"general.file_type": TYPE_NUMBERS[dtype]} | ends | dict(tokenizer)
     entries = [text(key) + encoded(value) for key, value in metadata.items()]
     as_read = read_metadata(Cursor(b"".join(entries), str(path)), len(entries))
     draft = Draft(str(path), as_read, rope_tensors(config), dtype)
@@ -74,7 +75,7 @@ def tokenizer_metadata(source: GGUF) -> dict[str, Any]:
     return {key: value for key, value in source.metadata.items() if key.startswith("tokenizer.")}
 
 
-@dataclass(frozen=True)
+@dataclass
 class Draft:
     """A file that is not on disk yet, as a TensorSource. Tensors are float32 and become what `dtype` says."""
 
@@ -120,8 +121,8 @@ def parameters(model: Model, config: Config) -> Iterator[tuple[Request, np.ndarr
     for request, found in zip(jax.tree.leaves(requests), jax.tree.leaves(model), strict=True):
         expected = stacked(request.shapes).shape
         if found.shape != expected:
-            where = f"parameter {request.name} of layer {request.layer}"
-            raise UserError(f"{where} has shape {list(found.shape)}, but the config asks for {list(expected)}")
+            where = request.name if request.layer is None else f"{request.name} of layer {request.layer}"
+            raise UserError(f"the model's {where} has shape {list(found.shape)}, its config says {list(expected)}")
         yield request, np.asarray(found).astype(np.float32, copy=False)
 
 
@@ -136,7 +137,7 @@ def written(request: Request, array: np.ndarray, draft: Draft, config: Config, a
 def check(draft: Draft, config: Config, arch: Arch) -> None:
     """Read the file that is about to be written; UserError unless it is the same model."""
     opened = from_gguf(draft, None, arch if arch.GGUF else None)
-    as_read = replace(opened.config, arch=config.arch, eos=config.eos, context=config.context)
+    as_read = replace(opened.config, arch=config.arch, context=config.context)
     found = difference(plain(config), plain(as_read), "")
     if found is not None:
         architecture = draft.metadata["general.architecture"]
@@ -144,7 +145,7 @@ def check(draft: Draft, config: Config, arch: Arch) -> None:
     opened.shapes()
     tokens = draft.metadata.get("tokenizer.ggml.tokens")
     if tokens is not None and len(tokens) != config.v:
-        raise UserError(f"{draft.where}: tokenizer.ggml.tokens lists {len(tokens)} tokens, the model has {config.v}")
+        raise UserError(f"{draft.where}: tokenizer.ggml.tokens lists {len(tokens)} tokens, expected {config.v}")
 
 
 def difference(ours: Any, read: Any, path: str) -> str | None:
@@ -214,5 +215,5 @@ def encoded(value: Any) -> bytes:
         return struct.pack("<IIQ", ARRAY, KINDS[value.typecode], len(value)) + value.tobytes()
     if isinstance(value, list):
         return struct.pack("<IIQ", ARRAY, STRING, len(value)) + b"".join(text(one) for one in value)
-    code = "?" if isinstance(value, bool) else "f" if isinstance(value, float) else "I" if 0 <= value < 2**32 else "q"
+    code = {bool: "?", float: "f"}.get(type(value), "I" if 0 <= value < 2**32 else "q")
     return struct.pack(f"<I{code}", KINDS[code], value)

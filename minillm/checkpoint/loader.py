@@ -7,7 +7,7 @@ import os
 from array import array
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Protocol
@@ -126,6 +126,10 @@ def from_folder(folder: Path, context: int | None, arch: Arch | None) -> Checkpo
     return Checkpoint(Safetensors(folder), config, arch, arch.HF_TENSORS)
 
 
+# Up to three tokens end a text: of the text itself, of a turn, of a message.
+END_KEYS = tuple(f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom"))
+
+
 class GGUFSource(TensorSource, Protocol):
     """A GGUF file, or one that is about to be written."""
 
@@ -145,4 +149,6 @@ def from_gguf(source: GGUFSource, context: int | None, arch: Arch | None) -> Che
     if isinstance(tokens, list):
         values.setdefault("vocab_size", len(tokens))
     config = arch.config_from_gguf(Fields(values, f"{source.where}: {name}", context), source)
-    return Checkpoint(source, config, arch, arch.GGUF_TENSORS)
+    ends = Fields(source.metadata, source.where)
+    eos = tuple(dict.fromkeys(token for key in END_KEYS for token in ends.ids(key)))
+    return Checkpoint(source, replace(config, eos=eos), arch, arch.GGUF_TENSORS)

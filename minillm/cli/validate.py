@@ -58,26 +58,31 @@ def command(kernel, op_name, program, dtype, arrays, jit, supports, quick, only,
             report = judge_with_bar(lambda progress: ops.validate(op_name, function, progress=progress, **options))
     except ValueError as error:
         raise UserError(str(error)) from None
-    again = ["minillm", "validate", *([kernel] if kernel else ["--program", program]), "--op", op_name]
-    again += ["--dtype", dtype, "--arrays", options["arrays"], *(["--jit"] if jit else [])]
-    again += [part for text in supports for part in ("--supports", text)]
-    report.failures = [
-        replace(failure, reproduce=shlex.join([*again, "--only", failure.trial])) for failure in report.failures
-    ]
+    again = repeating(kernel, op_name, program, dtype, options["arrays"], jit, supports)
+    report.failures = [replace(one, reproduce=shlex.join([*again, one.trial])) for one in report.failures]
     click.echo(report.to_json() if as_json else str(report))
     sys.exit(0 if report.ok else 1)
+
+
+def repeating(kernel, op_name, program, dtype, arrays, jit, supports) -> list[str]:
+    """The command that repeats a trial, but for the trial."""
+    judged = [kernel] if kernel else ["--program", program]
+    declared = [part for text in supports for part in ("--supports", text)]
+    options = ["--op", op_name, "--dtype", dtype, "--arrays", arrays, *(["--jit"] if jit else []), *declared]
+    return ["minillm", "validate", *judged, *options, "--only"]
 
 
 @contextmanager
 def output_on_stderr() -> Iterator[None]:
     """Send to standard error what is meant for standard output, also that of C code and of other programs."""
-    sys.stdout.flush()
-    kept = os.dup(1)
+    out, kept = sys.stdout, os.dup(1)
+    out.flush()
     os.dup2(2, 1)
     try:
         with redirect_stdout(sys.stderr):
             yield
     finally:
+        out.flush()
         ctypes.CDLL(None).fflush(None)  # what C code has printed may still be on its way
         os.dup2(kept, 1)
         os.close(kept)
@@ -119,8 +124,8 @@ def find_kernel(place: str | None, program: str | None) -> Callable:
     except BaseException as error:  # SystemExit too
         raise UserError(f"{path} cannot be imported: {ops.judge.described(error)}") from None
     if not callable(function := getattr(module, name, None)):
-        found = "nothing" if function is None else f"a {type(function).__name__}"
-        raise UserError(f"{path} has no function {name!r}: {found} of that name")
+        instead = f", only a value of type {type(function).__name__}" if hasattr(module, name) else ""
+        raise UserError(f"{path} has no function {name!r}{instead}")
     return function
 
 

@@ -70,7 +70,8 @@ class Kernel:
 
     def missing(self, names: Sequence[str]) -> str | None:
         """The first keyword the kernel does not take."""
-        return next((f"no keyword {name!r}" for name in names if name not in (self.keywords or names)), None)
+        known = names if self.keywords is None else self.keywords
+        return next((f"no keyword {name!r}" for name in names if name not in known), None)
 
     def __call__(
         self, op: Op | DistributionOp, arrays: Arrays, options: Mapping[str, Any], order: Literal["C", "F"] = "C"

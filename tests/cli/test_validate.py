@@ -1,10 +1,15 @@
 import json
+import os
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from minillm.cli import main
+from minillm.cli.validate import parse_supports
 
 KERNELS = """
 import numpy as np
@@ -20,6 +25,13 @@ def no_root(x, weight, eps):
 def loud(x, weight, eps):
     print("in the kernel")
     return norm(x, weight, eps)
+
+def system(x, weight, eps):
+    import ctypes, os, sys
+    os.write(1, b"from a system call")
+    sys.__stdout__.write("from Python")
+    ctypes.CDLL(None).puts(b"from C")
+    return no_root(x, weight, eps)
 
 constant = 3
 """
@@ -60,9 +72,31 @@ def test_what_a_kernel_prints_is_no_part_of_the_report(kernels):
     assert "in the kernel" in result.stderr
 
 
+def test_nothing_but_the_report_reaches_standard_output_and_nothing_is_left_behind(kernels, tmp_path):
+    command = [sys.executable, "-m", "minillm", "validate", f"{kernels}:system", "--op", "rms_norm"]
+    command += ["--arrays", "numpy", "--quick", "--json"]
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "PYTHONUNBUFFERED": ""}
+    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=env)
+    assert not json.loads(result.stdout)["ok"]
+    assert all(f"from {source}" in result.stderr for source in ("a system call", "Python", "C"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_failure_comes_with_the_command_that_repeats_it(kernels):
+    arguments = [f"{kernels}:no_root", "--op", "rms_norm", "--arrays", "numpy", "--supports", "d=1,8"]
+    failure = json.loads(validate(*arguments, "--json").stdout)["failures"][0]
+    minillm, name, *again = shlex.split(failure["reproduce"])
+    assert (minillm, name) == ("minillm", "validate")
+    assert failure["fault"] in validate(*again).stdout
+
+
 def test_what_a_kernel_supports_can_be_said(kernels):
     result = validate(f"{kernels}:norm", "--op", "rms_norm", "--arrays", "numpy", "--supports", "d=1,8")
     assert "not covered, d = " in result.stdout
+
+
+def test_what_a_kernel_supports_can_be_said_in_parts():
+    assert parse_supports(["k=64", "causal=True,false", "k=128"]) == {"k": (64, 128), "causal": (True, False)}
 
 
 def test_ops_can_be_listed():
@@ -74,7 +108,7 @@ def test_ops_can_be_listed():
     [
         (["FILE:norm", "--op", "rms_nrom"], ["op is 'rms_nrom'", "rms_norm"]),
         (["FILE:norn", "--op", "rms_norm"], ["no function 'norn'"]),
-        (["FILE:constant", "--op", "rms_norm"], ["no function 'constant'"]),
+        (["FILE:constant", "--op", "rms_norm"], ["no function 'constant', only a value of type int"]),
         (["nowhere.py:norm", "--op", "rms_norm"], ["nowhere.py:norm", "exists"]),
         (["FILE", "--op", "rms_norm"], ["FILE.py:FUNCTION"]),
         (["--op", "rms_norm"], ["FILE.py:FUNCTION or --program"]),
@@ -85,6 +119,8 @@ def test_ops_can_be_listed():
         (["FILE:norm", "--op", "rms_norm", "--jit", "--arrays", "numpy"], ["--jit compiles JAX kernels"]),
         (["FILE:norm", "--op", "rms_norm", "--only", "acuracy; two; seed 0"], ["no check 'acuracy'"]),
         (["FILE:norm", "--op", "rms_norm", "--only", "x"], ["trial 'x'"]),
+        (["FILE:norm", "--op", "rms_norm", "--only", ""], ["trial ''"]),
+        (["FILE:norm", "--op", "rms_norm", "--supports", "style=odd"], ["style = 'odd'", "'outlier channel'"]),
         (["BROKEN:norm", "--op", "rms_norm"], ["cannot be imported", "SyntaxError"]),
         (["FILE:norm", "--op", "rms_norm", "--arrays", "cupy"], ["cupy is not installed"]),
         (["--program", "/no/such/program x", "--op", "rms_norm"], ["/no/such/program x", "can be run"]),

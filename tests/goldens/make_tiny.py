@@ -95,6 +95,8 @@ NEXT |= {"moe_intermediate_size": 12, "shared_expert_intermediate_size": 10, "sl
 NEXT |= {"rms_norm_eps": 0.02}  # with a small one, the norm behind the delta rule blows up rounding, theirs to 3e-5
 JAMBA = {k: v for k, v in SMALL.items() if k != "head_dim"} | {"attn_layer_period": 2, "attn_layer_offset": 1}
 JAMBA |= {"hidden_size": 32, "mamba_d_state": 6, "mamba_dt_rank": 3, "num_experts": 4, "intermediate_size": 20}
+BAMBA = {k: v for k, v in SMALL.items() if k != "head_dim"} | {"attn_layer_indices": [1], "mamba_n_heads": 8}
+BAMBA |= {"hidden_size": 32, "intermediate_size": 20, "mamba_d_state": 6, "mamba_n_groups": 2, "slow": 5.0}
 
 # By transformers' model_type: settings of its config; `shard` and `dtype` say how the checkpoint is written,
 # `context` for how many tokens it is to be opened, and `slow` by how much a recurrence's time is slowed down.
@@ -186,7 +188,7 @@ FAMILIES: dict[str, list[dict[str, Any]]] = {
     ],
     "mixtral": [
         SMALL | MIXTRAL | {"sliding_window": 60},
-        UNTIED | MIXTRAL | rope(theta=50.0) | {"num_local_experts": 6, "num_experts_per_tok": 4, "intermediate_size": 12, "shard": "60KB"},
+        UNTIED | rope(theta=50.0) | MIXTRAL | {"num_experts_per_tok": 4, "intermediate_size": 12, "shard": "60KB"},
         ODD | MIXTRAL | {"num_experts_per_tok": 1, "hidden_act": "gelu", "rms_norm_eps": 1e-3, "dtype": "bfloat16"},
     ],
     "qwen3_moe": [
@@ -210,14 +212,24 @@ FAMILIES: dict[str, list[dict[str, Any]]] = {
         | {"layer_types": None, "full_attention_interval": 2, "mlp_only_layers": [1], "num_hidden_layers": 3}
         | {"linear_num_key_heads": 3, "linear_num_value_heads": 3, "linear_conv_kernel_dim": 2, "slow": 2.0}
         | {"norm_topk_prob": False, "tie_word_embeddings": False, "intermediate_size": 24, "rms_norm_eps": 0.05},
-        NEXT | {"hidden_size": 35, "head_dim": 8, "decoder_sparse_step": 2, "rms_norm_eps": 0.01, "dtype": "bfloat16"},
+        NEXT
+        | {"hidden_size": 35, "head_dim": 8, "decoder_sparse_step": 2, "rms_norm_eps": 0.01, "dtype": "bfloat16"},
     ],
     "jamba": [
         JAMBA,
         JAMBA
-        | {"mamba_proj_bias": True, "mamba_conv_bias": False, "mamba_d_conv": 3, "mamba_expand": 1, "attn_layer_offset": 0}
-        | {"expert_layer_period": 3, "expert_layer_offset": 2, "num_hidden_layers": 3, "tie_word_embeddings": False},
+        | {"mamba_proj_bias": True, "mamba_conv_bias": False, "mamba_d_conv": 3, "mamba_expand": 1}
+        | {"attn_layer_offset": 0, "expert_layer_period": 3, "expert_layer_offset": 2, "num_hidden_layers": 3}
+        | {"tie_word_embeddings": False},
         JAMBA | {"num_experts": 1, "mamba_dt_rank": "auto", "rms_norm_eps": 0.01, "dtype": "bfloat16"},
+    ],
+    "bamba": [
+        BAMBA,
+        BAMBA
+        | rope(theta=77.0)
+        | {"mamba_proj_bias": True, "mamba_conv_bias": False, "mamba_n_groups": 1, "mamba_expand": 1, "slow": 2.0}
+        | {"attn_layer_indices": [0, 2], "num_hidden_layers": 3, "tie_word_embeddings": False},
+        BAMBA | {"mamba_d_conv": 3, "mamba_n_groups": 4, "rms_norm_eps": 0.01, "dtype": "bfloat16"},
     ],
 }
 
@@ -246,15 +258,21 @@ def write_tiny(folder: Path, family: str, case: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, settings["vocab_size"], TOKENS).astype(np.int32)
 
 
-def reference_logits(folder: Path, tokens: np.ndarray) -> np.ndarray:
-    """Logits float32 [t, v] of tokens i32 [t], computed in float32 whatever the weights are stored in."""
+def reference_model(folder: Path):
+    """The checkpoint as transformers opens it, in float32 whatever the weights are stored in."""
     import torch  # pyright: ignore[reportMissingImports]
     from transformers import AutoModelForCausalLM  # pyright: ignore[reportMissingImports]
 
     plain = {"attn_implementation": "eager", "experts_implementation": "eager"}
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **plain).eval()
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **plain).eval()
+
+
+def reference_logits(folder: Path, tokens: np.ndarray) -> np.ndarray:
+    """Its logits float32 [t, v] for tokens i32 [t]."""
+    import torch  # pyright: ignore[reportMissingImports]
+
     with torch.no_grad():
-        return model(torch.tensor(tokens[None], dtype=torch.long), use_cache=False).logits[0].numpy()
+        return reference_model(folder)(torch.tensor(tokens[None]).long(), use_cache=False).logits[0].numpy()
 
 
 def main(families: list[str]) -> None:

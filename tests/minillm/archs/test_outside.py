@@ -7,6 +7,7 @@ import importlib.util
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import files
 import numpy as np
@@ -73,12 +74,17 @@ def config_from_hf(fields):
 '''
 
 
-def module_of(source: str, folder: Path):
+SEED_OSS = {"model_type": "seed_oss", "attention_bias": True, "attention_out_bias": False, "mlp_bias": False}
+SEED_OSS |= {"residual_dropout": 0.1}
+
+
+def module_of(source: str, folder: Path) -> Any:
     """The module that a file with this source is."""
     path = folder / "family.py"
     path.write_text(source)
     spec = importlib.util.spec_from_file_location("family", path)
-    assert spec and spec.loader
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -89,30 +95,29 @@ def snippet() -> str:
     return source
 
 
-def seed_oss_folder(folder: Path, model_type: str = "seed_oss", **settings) -> Path:
+def seed_oss_folder(folder: Path, settings: dict[str, Any]) -> Path:
     """A checkpoint as Seed-OSS has it, which under the name qwen2 is one of Qwen2."""
     tensors, rng = files.hf_tensors(), np.random.default_rng(1)
     for name in [name for name in tensors if re.search(r"[qkv]_proj\.weight", name)]:
         tensors[name.replace("weight", "bias")] = rng.normal(size=len(tensors[name])).astype(np.float32)
-    return files.write_folder(folder, files.CONFIG | {"model_type": model_type} | settings, tensors)
+    return files.write_folder(folder, files.CONFIG | settings, tensors)
 
 
 def test_the_readmes_family_loads_and_generates(tmp_path):
-    own = {"attention_bias": True, "attention_out_bias": False, "mlp_bias": False, "residual_dropout": 0.1}
-    folder, arch = seed_oss_folder(tmp_path / "seed", **own), module_of(snippet(), tmp_path)
+    folder, arch = seed_oss_folder(tmp_path / "seed", SEED_OSS), module_of(snippet(), tmp_path)
     lm = minillm.load(folder, arch=arch)
-    twin = minillm.load(seed_oss_folder(tmp_path / "qwen2", "qwen2"))
+    twin = minillm.load(seed_oss_folder(tmp_path / "qwen2", {"model_type": "qwen2"}))
     tokens = np.random.default_rng(0).integers(0, 272, (1, 40))
     assert np.array_equal(lm.logits(tokens), twin.logits(tokens))
     assert lm.generate([3, 4, 5], max_tokens=5, temperature=0.0).prompt_tokens == 3
     for field in ("attention_out_bias", "mlp_bias"):
         with pytest.raises(UserError, match=f"{field} is True"):
-            minillm.load(seed_oss_folder(tmp_path / field, **own | {field: True}), arch=arch)
+            minillm.load(seed_oss_folder(tmp_path / field, SEED_OSS | {field: True}), arch=arch)
 
 
 def test_without_its_module_the_family_is_refused_by_name(tmp_path):
     with pytest.raises(UserError, match="model_type is 'seed_oss'"):
-        minillm.load(seed_oss_folder(tmp_path))
+        minillm.load(seed_oss_folder(tmp_path, SEED_OSS))
 
 
 def test_a_family_may_bring_a_block_of_its_own(tmp_path):
@@ -126,7 +131,8 @@ def table() -> str:
     """A row for each family: its file, its names in both kinds of checkpoints, and what it says about itself."""
     rows = []
     for arch in all_archs():
-        name, title = arch.__name__.rpartition(".")[2], arch.__doc__.splitlines()[0]  # pyright: ignore[reportAttributeAccessIssue]
+        module: Any = arch
+        name, title = module.__name__.rpartition(".")[2], module.__doc__.splitlines()[0]
         names = (", ".join(f"`{one}`" for one in kind) for kind in (arch.HF, arch.GGUF))
         rows.append(f"| [{name}]({name}.py) | {' | '.join(names)} | {title} |\n")
     return "".join(rows)

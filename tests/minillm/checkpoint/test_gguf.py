@@ -153,7 +153,7 @@ CHANGES = {
     "block_count is 0": lambda m, t: m.update({"llama.block_count": 0}),
     "head_count is 'four'": lambda m, t: m.update({"llama.attention.head_count": "four"}),
     "rope.scaling.type is 'dynamic'": lambda m, t: m.update({"llama.rope.scaling.type": "dynamic"}),
-    "expert_count = 8 is not supported": lambda m, t: m.update({"llama.expert_count": 8}),
+    "expert_used_count is missing": lambda m, t: m.update({"llama.expert_count": 8}),
     "tokenizer.ggml.pre is 'qwen2'": lambda m, t: m.update({"tokenizer.ggml.pre": "qwen2"}),
     r"tokenizer.ggml.pre is \['smollm'\]": lambda m, t: m.update({"tokenizer.ggml.pre": ["smollm"]}),
     "vocab_size is missing": lambda m, t: m.update({"tokenizer.ggml.tokens": 7}),

@@ -1,3 +1,4 @@
+import sys
 from functools import partial
 
 import numpy as np
@@ -72,6 +73,16 @@ def test_correct_counts_are_almost_never_faulty_and_wrong_ones_of_the_promised_s
     wrong = p + direction * detectable(p, draws, 1) / np.sqrt(np.sum(direction**2 / p))
     found = sum(bool(find_fault(rng.multinomial(draws, wrong / wrong.sum()), p, 1)) for _ in range(300))
     assert found >= 0.95 * 300
+
+
+def test_a_trial_that_there_is_not_is_refused():
+    with pytest.raises(ValueError, match="sampler has no trial 'nonsense'; it has: 'chi-square; eight; seed 0'"):
+        ops.validate(SAMPLER, gumbel, arrays="numpy", only="nonsense")
+
+
+def test_a_sampler_that_ends_the_program_ends_only_itself():
+    report = ops.validate(SAMPLER, lambda logits, seed: sys.exit(0), arrays="numpy")
+    assert "SystemExit: 0" in report.failures[0].fault
 
 
 def test_a_sampler_in_another_dtype_is_refused():

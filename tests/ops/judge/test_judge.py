@@ -1,14 +1,17 @@
+import functools
 import json
 import sys
 from itertools import count
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from minillm import ops
 from minillm.ops.cases import Case, Law, Op
-from minillm.ops.judge.accuracy import Ideal, ratios
+from minillm.ops.judge import verdict
+from minillm.ops.judge.accuracy import UNIT32, Ideal, ratios, rounding_of
 from minillm.ops.judge.kernel import Kernel, to_library, to_numpy
 from minillm.ops.judge.trials import Trial, run_trial
 from minillm.ops.norm import rms_norm, rms_norm_ref
@@ -62,7 +65,7 @@ def judge(kernel, **options):
 def test_a_correct_kernel_in_numpy_passes_and_was_really_tried(dtype):
     report = judge(numpy_norm, dtype=dtype)
     report.assert_ok()
-    assert report.ran["accuracy"] == 8
+    assert report.ran["accuracy"] == 10
     assert report.ran["exact"] == 6
     assert report.ran["law scale does not matter"] == 2
     assert not report.unused
@@ -79,7 +82,8 @@ def wrong_in_channel_5(x, weight, eps):
     return y
 
 
-def test_a_wrong_kernel_fails_and_shrinks_to_the_smallest_size_that_shows_it():
+def test_a_wrong_kernel_fails_and_shrinks_to_the_smallest_size_that_shows_it(monkeypatch):
+    monkeypatch.setattr(verdict, "SHRINK_SECONDS", 600.0)  # so that a busy machine finds as much
     report = judge(wrong_in_channel_5)
     assert not report.ok
     assert {failure.trial.split(";")[0] for failure in report.failures} == {"accuracy", "exact"}
@@ -135,9 +139,54 @@ def test_what_a_compiled_kernel_declares_is_kept():
 
 
 def test_a_style_that_is_not_supported_is_reported():
-    report = judge(numpy_norm, supports={"style": ()})
+    report = judge(numpy_norm, supports={"style": ("other memory order",)})
     assert report.ok
     assert report.uncovered == {"outlier channel inputs": "style"}
+
+
+def test_an_option_left_to_the_op_counts_with_its_default():
+    def without_weight_shift(x, weight, shift=0.0):
+        return rms_norm_ref(x, weight + shift, 0.0)
+
+    cases = (Case("as it is", {"b": 1, "d": 2}), Case("shifted", {"b": 1, "d": 2}, {"shift": 1.0}))
+    forms = {"norm": lambda x, weight, shift=0.0: rms_norm(x, weight + jnp.float32(shift), 0.0)}
+    op = Op("shifting", without_weight_shift, forms, ("x", "weight"), ("y",), cases, draw)
+
+    def always_shifted(x, weight, shift=1.0):
+        return without_weight_shift(x, weight, 1.0)
+
+    report = ops.validate(op, always_shifted, arrays="numpy", supports={"shift": (1.0,)})
+    report.assert_ok()
+    assert report.uncovered == {"as it is": "shift = 0.0"}
+
+
+def test_a_kernel_may_refuse_views_in_another_memory_order():
+    def contiguous_only(x, weight, eps):
+        assert x.flags.c_contiguous
+        return numpy_norm(x, weight, eps)
+
+    report = judge(contiguous_only)
+    report.assert_ok()
+    assert report.uncovered == {"other memory order inputs": "refused"}
+
+
+def test_what_a_kernel_does_to_numpys_error_handling_stays_with_it():
+    def raises_from_now_on(x, weight, eps):
+        y = numpy_norm(x, weight, eps)
+        np.seterr(all="raise")
+        return y
+
+    before = np.geterr()
+    judge(raises_from_now_on).assert_ok()
+    assert np.geterr() == before
+
+
+def test_a_rounding_is_no_less_than_that_of_the_value_itself_and_of_float32_on_the_whole():
+    y = np.array([[1.0, 1e-6, 1e-6, 1e-6], [1e-6] * 4])
+    narrow, wide = (rounding_of(y, [y], jnp.dtype(dtype), 1) for dtype in ("bfloat16", "float32"))
+    assert narrow[0, 0] >= 2.0**-8
+    assert narrow[1].max() < 1e-6
+    assert wide.min() >= UNIT32 * np.sqrt(np.mean(np.square(y)))
 
 
 def test_where_the_naive_form_overflows_nothing_is_asked_and_elsewhere_everything():
@@ -178,10 +227,53 @@ def crashes(x, weight, eps):
     raise IndexError("tile 3")
 
 
+workspace = functools.cache(np.empty)
+
+
+def reuses_memory(x, weight, eps):
+    y = workspace(x.shape)
+    y[...] = numpy_norm(x, weight, eps)
+    return y
+
+
+def misreads_strides(x, weight, eps):
+    return numpy_norm(x.ravel(order="K").reshape(x.shape), weight, eps)
+
+
+def leaves(x, weight, eps):
+    sys.exit(0)
+
+
+def rings(x, weight, eps):
+    raise ValueError("a\nb \x1b[31m\x07 \ud800" + "c" * 5000)
+
+
+class MuteError(Exception):
+    def __str__(self):
+        raise RuntimeError
+
+
+def says_nothing(x, weight, eps):
+    raise MuteError
+
+
 @pytest.mark.parametrize(
     ("kernel", "fault"),
     [
         (overwrites, "overwrote its argument x"),
+        (reuses_memory, "overwrote the result of an earlier call"),
+        (misreads_strides, "times the naive form's"),
+        (leaves, "raised RuntimeError: SystemExit: 0"),
+        (rings, "raised ValueError: a b [31m cccc"),
+        (says_nothing, "raised MuteError: (a message that cannot be read)"),
+        (lambda x, weight, eps: None, "returned a NoneType, expected an array"),
+        (lambda x, weight, eps: [[1.0]], "returned a list, expected an array"),
+        (lambda x, weight, eps: numpy_norm(x, weight, eps) + 1j, "returned an array of complex64, expected real"),
+        (lambda x, weight, eps: numpy_norm(x, weight, eps).astype(str), "expected real numbers"),
+        (
+            lambda x, weight, eps: numpy_norm(x, weight, eps).astype(np.float16),
+            "y is float16, the naive form's is float32",
+        ),
         (wobbles, "y differs by"),
         (mixes_rows, "y differs by"),
         (wrong_shape, "y has shape"),
@@ -191,7 +283,32 @@ def crashes(x, weight, eps):
     ],
 )
 def test_each_kind_of_fault_is_named(kernel, fault):
-    assert any(fault in failure.fault for failure in judge(kernel, shrink=False).failures)
+    faults = [failure.fault for failure in judge(kernel, shrink=False).failures]
+    assert any(fault in one for one in faults)
+    assert all(one.isprintable() and len(one) < 600 for one in faults)
+
+
+def test_a_jax_kernel_may_not_donate_what_it_was_given():
+    kernel = jax.jit(lambda x, weight, eps: rms_norm(x, weight, eps), static_argnames="eps", donate_argnums=0)
+    assert "overwrote its argument x" in judge(kernel, arrays="jax", shrink=False).failures[0].fault
+
+
+@pytest.mark.parametrize("kernel", [functools.partial(crashes), lambda x, weight, eps: crashes(x, weight, eps)])
+def test_the_line_that_repeats_a_trial_can_be_run_though_the_kernel_has_no_name(kernel):
+    given = {"arrays": "numpy", "supports": {"d": np.array([1, 2])}}
+    failure = ops.validate("rms_norm", kernel, **given, only="accuracy; two; seed 0").failures[0]
+    assert eval(failure.reproduce, {"ops": ops, "kernel": kernel}).failures == [failure]
+
+
+def test_what_took_long_is_not_shrunk_and_what_hangs_is_not_tried_in_every_check(monkeypatch):
+    monkeypatch.setattr(verdict, "SHRINK_SECONDS", 0.0)
+    report = judge(wrong_in_channel_5)
+    assert report.failures
+    assert not any("=" in failure.trial for failure in report.failures)
+    monkeypatch.setattr(verdict, "HANGING_SECONDS", 0.0)
+    report = judge(crashes)
+    assert sum(report.ran.values()) == 1
+    assert "trials left out" in str(report)
 
 
 def test_infinite_and_wrong_answers_on_hard_rows_are_counted_in_their_own_roundings():
@@ -246,6 +363,19 @@ def test_a_program_that_fails_shows_what_it_wrote():
     assert "no GPU here" in report.failures[0].fault
 
 
+def test_what_a_program_prints_need_not_be_text(tmp_path):
+    script = tmp_path / "norm.py"
+    script.write_text(PROGRAM + "sys.stdout.buffer.write(b'\\xb0')")
+    judge(ops.judge.program([sys.executable, str(script)]), only="accuracy; many; seed 0").assert_ok()
+
+
+def test_a_program_that_names_its_outputs_otherwise_is_told_so(tmp_path):
+    script = tmp_path / "norm.py"
+    script.write_text(PROGRAM.replace('"0": y', '"y": y'))
+    report = judge(ops.judge.program([sys.executable, str(script)]), only="accuracy; many; seed 0")
+    assert "wrote y, expected 0" in report.failures[0].fault
+
+
 def test_the_report_is_json():
     out = json.loads(judge(wrong_in_channel_5, shrink=False).to_json())
     assert out["ok"] is False
@@ -272,6 +402,23 @@ def test_bad_arguments_are_refused_by_name():
         judge(numpy_norm, only="speed; many; seed 0")
     with pytest.raises(ValueError, match="supports names 'K', expected one of: b, d, dtype, eps, style"):
         judge(numpy_norm, supports={"K": (64,)})
+    with pytest.raises(ValueError, match="supports says dtype = 'bf16', expected one of: 'float32', 'bfloat16'"):
+        judge(numpy_norm, supports={"dtype": ("bf16",)})
+
+
+@pytest.mark.parametrize("supports", [5, {"d": 64}, {"dtype": "float32"}])
+def test_supports_maps_names_to_the_values_allowed(supports):
+    with pytest.raises(ValueError, match=r"supports is .* expected the values allowed by name"):
+        judge(numpy_norm, supports=supports)
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["", "accuracy; many", "accuracy; many; seed -1", "accuracy; many; seed 0; z=3", "accuracy; many; seed 0; d=0"],
+)
+def test_a_trial_that_there_cannot_be_is_refused(line):
+    with pytest.raises(ValueError, match=r"expected 'CHECK; CASE|norm cannot be asked for"):
+        judge(numpy_norm, only=line)
 
 
 @pytest.mark.parametrize("trial", [Trial("exact", "a b"), Trial("accuracy", "c", "s t", 3, (("b", 1), ("d", 2)))])
