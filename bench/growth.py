@@ -1,8 +1,8 @@
 """Time and memory of one decoded token against the length of the text: `python -m bench.growth`.
 
-Small random models, alike but for what they remember: keys and values of all tokens or of the last 1,024, one latent
-a token, a state of fixed size, or a mixture. A step reads all weights and all it remembers, so its time should grow
-like those bytes. Writes results/growth.json and, with the `plots` extra, results/growth.png.
+Small random models, alike but for what they remember: keys and values of all tokens or of the last 1,024, one
+latent a token, a state of fixed size, or a mixture. A step reads all weights and all it remembers: its time should
+grow like those bytes. Writes results/growth.json and, with the `plots` extra, results/growth.png.
 """
 
 import gc

@@ -37,6 +37,7 @@ from .timing import Contestant, Decode, Round, rotated, wait_for_quiet
 RESULTS = Path(__file__).parent / "results" / "mamba.json"
 SIZES = {"vocab_size": 50280, "hidden_size": 768, "num_hidden_layers": 24, "layer_norm_epsilon": 1e-5}
 PROMPT, SHORT_PROMPT = 2048, 16
+LONG_TRIES = 2  # of a turn that takes some peers a quarter of a minute, quiet or not
 
 # A contestant here gives, as all do, n + 1 tokens and the seconds of the last n; for n = 0 those of the first one,
 # which is the prefill.
@@ -72,8 +73,10 @@ def measure(folder: str, peers: bool, rounds: int, n: int) -> dict:
             order = rotated([*contestants], number)
             wait_for_quiet()
             bandwidth = memory_bandwidth()
-            for done, read, further in (prefills, prompt, 0), (decodes, prompt[:SHORT_PROMPT], n):
-                done.append(Round({name: contestants[name].decode(read, further) for name in order}, bandwidth))
+            prefill = {name: contestants[name].decode(prompt, 0, LONG_TRIES) for name in order}
+            decode = {name: contestants[name].decode(prompt[:SHORT_PROMPT], n) for name in order}
+            prefills.append(Round(prefill, bandwidth))
+            decodes.append(Round(decode, bandwidth))
     prefills, decodes = prefills[1:], decodes[1:]  # some still compile in the first round
     turns = [turn for one in prefills + decodes for turn in one.turns.values()]
     return {

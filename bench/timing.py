@@ -59,14 +59,14 @@ class Contestant:
     def __exit__(self, *exception) -> None:
         self.process.kill()  # it may be in the middle of a turn
 
-    def decode(self, prompt: list[int], n: int) -> Turn:
+    def decode(self, prompt: list[int], n: int, tries: int = TRIES) -> Turn:
         """Decode n + 1 tokens while nothing else runs: the first quiet turn, or the quietest of a few.
 
         A disturbed turn says little: one busy neighbour costs a program whose threads wait for each other
         after every layer ten times more than one that does not.
         """
         turns: list[Turn] = []
-        while len(turns) < TRIES and not (turns and turns[-1].others < QUIET):
+        while len(turns) < tries and not (turns and turns[-1].others < QUIET):
             wait_for_quiet()
             turns.append(self._turn(prompt, n))
         return min(turns, key=lambda turn: turn.others)

@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 from .errors import UserError
 
+MOST_LAYERS = 1000  # more than any model has; the number comes from a file nobody vouches for
+
 
 @dataclass(frozen=True)
 class Config:
@@ -54,6 +56,16 @@ class Fields:
         expected = f"a whole number from {least} to 2147483647"
         return self._get(key, default, expected, lambda value: is_whole(value) and least <= value < 2**31)
 
+    def layer_count(self, key: str) -> int:
+        """How many layers there are."""
+        n_layers = self.integer(key)
+        self.require(n_layers <= MOST_LAYERS, key, f"at most {MOST_LAYERS}")
+        return n_layers
+
+    def opened_for(self, trained: int) -> int:
+        """The context a model is opened with: what it was made for, or less where the user asks for less."""
+        return trained if self.context is None else min(trained, self.context)
+
     def number(self, key: str, default: float | None = None) -> float:
         """A finite number above 0."""
         return float(self._get(key, default, "a number above 0", is_positive))
@@ -61,6 +73,10 @@ class Fields:
     def flag(self, key: str, default: bool) -> bool:
         """True or false."""
         return self._get(key, default, "true or false", lambda value: isinstance(value, bool))
+
+    def text(self, key: str) -> str:
+        """A string."""
+        return self._get(key, None, "a string", lambda value: isinstance(value, str))
 
     def numbers(self, key: str, count: int) -> tuple[float, ...]:
         """A list of `count` numbers above 0."""
@@ -75,6 +91,13 @@ class Fields:
         value = self._get(key, None, expected, lambda value: isinstance(value, list) and len(value) == count)
         self.require(all(one in allowed for one in value), key, expected)
         return tuple(value)
+
+    def indices(self, key: str, count: int) -> tuple[int, ...]:
+        """A list of whole numbers below `count`, as those of layers; none if the field is missing or null."""
+        expected = f"a list of whole numbers from 0 to {count - 1}"
+        found = self._get(key, [], expected, lambda value: isinstance(value, list))
+        self.require(all(is_whole(one) and 0 <= one < count for one in found), key, expected)
+        return tuple(found)
 
     def ids(self, key: str) -> tuple[int, ...]:
         """One token id or a list of them; none if the field is missing or null."""

@@ -1,9 +1,13 @@
 """The tiny random checkpoints in goldens/ that transformers wrote, one or several for each family."""
 
+import json
 import runpy
 from pathlib import Path
 
 import numpy as np
+
+from minillm.archs import find_hf
+from minillm.config import Config, Fields
 
 GOLDENS = Path(__file__).parent / "goldens"
 NAMES = sorted(path.stem.removeprefix("tiny_") for path in GOLDENS.glob("tiny_*.npz"))
@@ -22,6 +26,22 @@ def unpacked(name: str, folder: Path) -> dict[str, np.ndarray]:
     for key in [key for key in arrays if key.startswith("files/")]:
         (folder / Path(key).name).write_bytes(arrays.pop(key).tobytes())
     return arrays
+
+
+def settings(name: str, folder: Path) -> dict:
+    """The config.json of a golden."""
+    unpacked(name, folder)
+    return json.loads((folder / "config.json").read_text())
+
+
+def without(values: dict, *keys: str, **more) -> dict:
+    """The values but for these keys, and more."""
+    return {key: value for key, value in values.items() if key not in keys} | more
+
+
+def config(values: dict, context: int | None = None) -> Config:
+    """What the values of a config.json describe."""
+    return find_hf(values["model_type"], "config.json").config_from_hf(Fields(values, "config.json", context))
 
 
 def context(family: str, case: int) -> int | None:

@@ -13,7 +13,8 @@ from ..config import Config, Fields
 from ..errors import UserError
 from .tensors import Entry, Source
 
-HELPERS = {"tensors", "common", "to_gguf"}
+# The modules of this folder that are not families.
+HELPERS = {"from_gguf", "from_hf", "tensors", "to_gguf"}
 
 
 class Arch(Protocol):

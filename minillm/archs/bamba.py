@@ -4,7 +4,7 @@ from ..blocks import Mamba2Spec
 from ..config import Config, Fields
 from ..errors import UserError
 from . import jamba, mamba2
-from .common import attention_from_hf, decoder_from_hf, mlp_from_hf
+from .from_hf import attention_from_hf, decoder_from_hf, mlp_from_hf
 from .jamba import HARMLESS_TENSORS  # noqa: F401
 from .tensors import Source, Tensor
 
@@ -25,7 +25,8 @@ def config_from_hf(fields: Fields) -> Config:
     """Config from the fields of config.json."""
     for key in ("attention_bias", "mlp_bias"):
         fields.only(key, False)
-    full, recurrence = fields.ids("attn_layer_indices"), mamba2_from_hf(fields)
+    full = fields.indices("attn_layer_indices", fields.layer_count("num_hidden_layers"))
+    recurrence = mamba2_from_hf(fields)
     attention, mlp = attention_from_hf(fields, part=0.5), mlp_from_hf(fields)
     return decoder_from_hf(
         fields, lambda i: (attention if i in full else recurrence, mlp), harmless=HARMLESS_FIELDS

@@ -11,23 +11,20 @@ from .. import rope
 from ..blocks import LatentAttentionSpec, MLPSpec, MoESpec
 from ..config import Config, Fields
 from . import llama
-from .common import (
-    activation_from_hf,
-    decoder_from_gguf,
-    decoder_from_hf,
-    mlp_from_gguf,
-    mlp_from_hf,
-    rope_from_gguf,
-    rope_from_hf,
-)
-from .tensors import ByPart, Experts, Flat, HalfSplit, Source, Stack, Tensor, Transposed
+from .from_gguf import decoder_from_gguf, mlp_from_gguf, moe_from_gguf, rope_from_gguf
+from .from_hf import decoder_from_hf, mlp_from_hf, moe_from_hf, rope_fields, rope_from_hf
+from .llama import gate_up
+from .qwen3_moe import MOE_TENSORS
+from .tensors import ByPart, Flat, HalfSplit, Source, Stack, Tensor, Transposed
 from .to_gguf import Metadata, decoder_to_gguf
 
 HF, GGUF = ("deepseek_v2", "deepseek_v3"), ("deepseek2",)
 
 # The channels that turn are the last ones of each head, and interleaved, in both kinds of files.
 ATTENTION, MLP = "model.layers.{i}.self_attn.", "model.layers.{i}.mlp."
-HF_TENSORS = llama.HF_TENSORS | {
+HF_TENSORS = {
+    **llama.HF_TENSORS,
+    **MOE_TENSORS,
     "attention.q": HalfSplit(Tensor(ATTENTION + "q_proj.weight"), heads="h", turned="a"),
     "attention.q_a": Tensor(ATTENTION + "q_a_proj.weight"),
     "attention.q_a_norm": Tensor(ATTENTION + "q_a_layernorm.weight"),
@@ -35,16 +32,8 @@ HF_TENSORS = llama.HF_TENSORS | {
     "attention.kv_a": HalfSplit(Tensor(ATTENTION + "kv_a_proj_with_mqa.weight"), heads="g", turned="a"),
     "attention.kv_a_norm": Tensor(ATTENTION + "kv_a_layernorm.weight"),
     "attention.kv_b": ByPart(Tensor(ATTENTION + "kv_b_proj.weight"), heads="h", parts=("k", "j")),
-    "moe.norm": Tensor("model.layers.{i}.post_attention_layernorm.weight"),
-    "moe.router": Tensor(MLP + "gate.weight"),
     "moe.choice_bias": Tensor(MLP + "gate.e_score_correction_bias"),
-    "moe.gate_up": Experts(
-        Stack((Tensor(MLP + "experts.{e}.gate_proj.weight"), Tensor(MLP + "experts.{e}.up_proj.weight")))
-    ),
-    "moe.down": Experts(Tensor(MLP + "experts.{e}.down_proj.weight")),
-    "moe.shared_gate_up": Stack(
-        (Tensor(MLP + "shared_experts.gate_proj.weight"), Tensor(MLP + "shared_experts.up_proj.weight"))
-    ),
+    "moe.shared_gate_up": gate_up(MLP + "shared_experts."),
     "moe.shared_down": Tensor(MLP + "shared_experts.down_proj.weight"),
 }
 GGUF_TENSORS = llama.GGUF_TENSORS | {
@@ -60,11 +49,7 @@ GGUF_TENSORS = llama.GGUF_TENSORS | {
             Flat(Tensor("blk.{i}.attn_v_b.weight"), heads="h"),
         )
     ),
-    "moe.norm": Tensor("blk.{i}.ffn_norm.weight"),
-    "moe.router": Tensor("blk.{i}.ffn_gate_inp.weight"),
     "moe.choice_bias": Tensor("blk.{i}.exp_probs_b.bias"),
-    "moe.gate_up": Stack((Tensor("blk.{i}.ffn_gate_exps.weight"), Tensor("blk.{i}.ffn_up_exps.weight")), axis=1),
-    "moe.down": Tensor("blk.{i}.ffn_down_exps.weight"),
     "moe.shared_gate_up": Stack((Tensor("blk.{i}.ffn_gate_shexp.weight"), Tensor("blk.{i}.ffn_up_shexp.weight"))),
     "moe.shared_down": Tensor("blk.{i}.ffn_down_shexp.weight"),
 }
@@ -73,13 +58,15 @@ HARMLESS_TENSORS = (*llama.HARMLESS_TENSORS, "model.layers.{n}.*")  # one layer 
 # Those of training; V2's files name groups even where experts are chosen among all.
 HARMLESS_FIELDS = "aux_loss_alpha seq_aux ep_size num_nextn_predict_layers n_group topk_group".split()
 
+SOFTMAX, SIGMOID = 1, 2  # `expert_gating_func` in llama.cpp
+
 
 def config_from_hf(fields: Fields) -> Config:
     """Config from the fields of config.json."""
     for key, value in (("attention_bias", False), ("mlp_bias", False), ("moe_layer_freq", 1)):
         fields.only(key, value)
     dense = fields.integer("first_k_dense_replace", least=0)
-    attention, mlp, moe = latent_attention_from_hf(fields), mlp_from_hf(fields), moe_from_hf(fields)
+    attention, mlp, moe = latent_attention_from_hf(fields), mlp_from_hf(fields), experts_from_hf(fields)
     return decoder_from_hf(fields, lambda i: (attention, mlp if i < dense else moe), harmless=HARMLESS_FIELDS)
 
 
@@ -89,8 +76,7 @@ def latent_attention_from_hf(fields: Fields) -> LatentAttentionSpec:
     same = {"num_key_value_heads": h, "head_dim": a, "qk_head_dim": k + a, "rope_interleave": True}
     for key, value in same.items():
         fields.only(key, value)
-    scaling = fields.group("rope_parameters") if fields.has("rope_parameters") else fields.group("rope_scaling")
-    sharper = 1.0
+    scaling, sharper = rope_fields(fields), 1.0
     if scaling.has("mscale_all_dim"):
         sharper = rope.yarn_scale(scaling.number("factor"), scaling.number("mscale_all_dim"))
     return LatentAttentionSpec(
@@ -99,40 +85,47 @@ def latent_attention_from_hf(fields: Fields) -> LatentAttentionSpec:
         a,
         j=fields.integer("v_head_dim"),
         l=fields.integer("kv_lora_rank"),
-        rope=rope_from_hf(fields, a),
+        rope=rope_from_hf(fields, a, size="qk_rope_head_dim"),
         scale=sharper**2 * (k + a) ** -0.5,
         q_rank=fields.integer("q_lora_rank", 0, least=0) or None,
     )
 
 
-def moe_from_hf(fields: Fields) -> MoESpec:
+def experts_from_hf(fields: Fields) -> MoESpec:
     """V2: the best by a softmax, of all or of a few groups. V3: by sigmoids and a bias that balances load."""
-    v3 = fields.values["model_type"] == "deepseek_v3"
+    v3 = fields.text("model_type") == "deepseek_v3"
     methods = ("noaux_tc",) if v3 else ("greedy", "group_limited_greedy")
     fields.only("topk_method", *methods)
     fields.only("scoring_func", "sigmoid" if v3 else "softmax")
     if not v3:
         fields.only("norm_topk_prob", False)
-    grouped, f = v3 or fields.values.get("topk_method") == methods[-1], fields.integer("moe_intermediate_size")
-    return MoESpec(
-        fields.integer("n_routed_experts"),
-        f,
-        fields.integer("num_experts_per_tok"),
+    moe = moe_from_hf(
+        fields,
+        count="n_routed_experts",
         scoring="sigmoid" if v3 else "softmax",
         normalise=v3 and fields.flag("norm_topk_prob", True),
-        groups=fields.integer("n_group") if grouped else None,
-        top_groups=fields.integer("topk_group") if grouped else None,
         scale=fields.number("routed_scaling_factor"),
         choice_bias=v3,
-        activation=activation_from_hf(fields),
-        f_shared=f * fields.integer("n_shared_experts"),
+        f_shared=fields.integer("moe_intermediate_size") * fields.integer("n_shared_experts"),
     )
+    in_groups = v3 or fields.values.get("topk_method") == "group_limited_greedy"
+    return grouped(fields, moe, "n_group", "topk_group") if in_groups else moe
+
+
+def grouped(fields: Fields, moe: MoESpec, groups: str, top_groups: str) -> MoESpec:
+    """The same experts in groups, of which only a token's best may serve it; both are counted by these fields."""
+    n, best = fields.integer(groups), fields.integer(top_groups)
+    fields.require(moe.e % n == 0, groups, f"a divisor of the number of experts, {moe.e}")
+    needed = -(-moe.top_k * n // moe.e)  # so many groups hold the experts of a token
+    fields.require(needed <= best <= n, top_groups, f"a whole number from {needed} to {groups} = {n}")
+    return replace(moe, groups=n, top_groups=best)
 
 
 def config_from_gguf(fields: Fields, source: Source) -> Config:
     """Config from the `deepseek2.*` metadata; files from before llama.cpp split `attn_kv_b` are refused."""
     dense = fields.integer("leading_dense_block_count", least=0)
-    attention, mlp, moe = latent_attention_from_gguf(fields, source), mlp_from_gguf(fields), moe_from_gguf(fields)
+    attention, mlp = latent_attention_from_gguf(fields, source), mlp_from_gguf(fields)
+    moe = experts_from_gguf(fields)
     return decoder_from_gguf(fields, source, lambda i: (attention, mlp if i < dense else moe), arch="deepseek2")
 
 
@@ -160,22 +153,21 @@ def latent_attention_from_gguf(fields: Fields, source: Source) -> LatentAttentio
     )
 
 
-def moe_from_gguf(fields: Fields) -> MoESpec:
-    """Scores are a softmax (1) in V2 and sigmoids (2) in V3; groups are rated as in DeepSeek's code for each."""
-    fields.only("expert_gating_func", 1, 2)
-    v3, f = fields.values.get("expert_gating_func") == 2, fields.integer("expert_feed_forward_length")
-    return MoESpec(
-        fields.integer("expert_count"),
-        f,
-        fields.integer("expert_used_count"),
+def experts_from_gguf(fields: Fields) -> MoESpec:
+    """Scores are a softmax in V2 and sigmoids in V3; groups are rated as in DeepSeek's code for each."""
+    fields.only("expert_gating_func", SOFTMAX, SIGMOID)
+    v3 = fields.values.get("expert_gating_func") == SIGMOID
+    moe = moe_from_gguf(
+        fields,
         scoring="sigmoid" if v3 else "softmax",
         normalise=fields.flag("expert_weights_norm", False),
-        groups=fields.integer("expert_group_count", 0, least=0) or None,
-        top_groups=fields.integer("expert_group_used_count", 0, least=0) or None,
         scale=fields.number("expert_weights_scale", 1.0),
         choice_bias=v3,
-        f_shared=f * fields.integer("expert_shared_count"),
+        f_shared=fields.integer("expert_feed_forward_length") * fields.integer("expert_shared_count"),
     )
+    keys = "expert_group_count", "expert_group_used_count"
+    counts = [fields.integer(key, 0, least=0) for key in keys]
+    return grouped(fields, moe, *keys) if any(counts) else moe
 
 
 def gguf_metadata(config: Config) -> Metadata:
@@ -186,7 +178,7 @@ def gguf_metadata(config: Config) -> Metadata:
         values |= {
             "feed_forward_length": dense[0].f if dense else moe.f,  # to be said even if no layer has it
             "expert_shared_count": moe.f_shared // moe.f,
-            "expert_gating_func": 2 if moe.scoring == "sigmoid" else 1,
+            "expert_gating_func": SIGMOID if moe.scoring == "sigmoid" else SOFTMAX,
             "expert_weights_norm": moe.normalise,
             "expert_weights_scale": moe.scale,
         }

@@ -6,7 +6,8 @@ Hugging Face files have the weights of norms as their difference from one; llama
 from ..blocks import MLPSpec
 from ..config import Config, Fields
 from . import llama
-from .common import attention_from_gguf, attention_from_hf, decoder_from_gguf, decoder_from_hf, mlp_from_gguf
+from .from_gguf import attention_from_gguf, decoder_from_gguf, mlp_from_gguf
+from .from_hf import attention_from_hf, decoder_from_hf
 from .llama import HARMLESS_TENSORS  # noqa: F401
 from .qwen2 import HALF_SPLIT
 from .tensors import Plus, Source, Tensor

@@ -5,16 +5,8 @@ Besides, each block's output has a norm as well as its input, and scores and log
 
 from ..config import Config, Fields
 from . import gemma
-from .common import (
-    attention_from_gguf,
-    attention_from_hf,
-    decoder_from_gguf,
-    decoder_from_hf,
-    mlp_from_gguf,
-    window_from_gguf,
-    window_from_hf,
-    windows_from_hf,
-)
+from .from_gguf import attention_from_gguf, decoder_from_gguf, mlp_from_gguf, window_from_gguf
+from .from_hf import attention_from_hf, decoder_from_hf, window_from_hf, windows_from_hf
 from .gemma import embed_scale_from_hf, geglu_from_hf
 from .llama import HARMLESS_TENSORS  # noqa: F401
 from .tensors import Plus, Source, Tensor

@@ -8,18 +8,8 @@ from .. import rope
 from ..config import Config, Fields
 from ..rope import Rope
 from . import gemma2
-from .common import (
-    attention_from_gguf,
-    attention_from_hf,
-    decoder_from_gguf,
-    decoder_from_hf,
-    mlp_from_gguf,
-    rope_from_gguf,
-    rope_from_hf,
-    window_from_gguf,
-    window_from_hf,
-    windows_from_hf,
-)
+from .from_gguf import attention_from_gguf, decoder_from_gguf, mlp_from_gguf, rope_from_gguf, window_from_gguf
+from .from_hf import attention_from_hf, decoder_from_hf, rope_from_hf, window_from_hf, windows_from_hf
 from .gemma import embed_scale_from_hf, geglu_from_hf
 from .gemma2 import scale_from_gguf, scale_from_hf, softcap_from_hf
 from .llama import HARMLESS_TENSORS  # noqa: F401
@@ -77,6 +67,7 @@ def config_from_gguf(fields: Fields, source: Source) -> Config:
     """Config from the `gemma3.*` metadata."""
     window, period = window_from_gguf(fields), fields.integer("attention.sliding_window_pattern", 6)
     k, scale = fields.integer("attention.key_length"), scale_from_gguf(fields, LAYERS_OF_27B)
+    fields.require(k % 2 == 0, "attention.key_length", "an even number, for RoPE turns pairs of channels")
     local = rope.default(k, fields.number("rope.freq_base_swa", LOCAL_THETA))
     all_seeing = rope_from_gguf(fields, source, k)
     mlp = mlp_from_gguf(fields, activation="gelu_tanh", post_norm=True)

@@ -2,7 +2,8 @@
 
 from ..blocks import AttentionSpec, MLPSpec
 from ..config import Config, Fields
-from .common import activation_from_hf, attention_from_gguf, decoder_from_gguf, decoder_from_hf, mlp_from_gguf
+from .from_gguf import attention_from_gguf, decoder_from_gguf, mlp_from_gguf
+from .from_hf import activation_from_hf, decoder_from_hf
 from .tensors import Source, Tensor, Transposed
 from .to_gguf import Metadata, decoder_to_gguf
 

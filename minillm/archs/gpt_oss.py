@@ -6,18 +6,8 @@ Every other layer looks back a window only. Checkpoints in MXFP4 are refused by 
 from ..config import Config, Fields
 from ..ops.activations import GELU_SLOPE
 from . import qwen2
-from .common import (
-    attention_from_gguf,
-    attention_from_hf,
-    decoder_from_gguf,
-    decoder_from_hf,
-    moe_from_gguf,
-    moe_from_hf,
-    rope_from_gguf,
-    window_from_gguf,
-    window_from_hf,
-    windows_from_hf,
-)
+from .from_gguf import attention_from_gguf, decoder_from_gguf, moe_from_gguf, rope_from_gguf, window_from_gguf
+from .from_hf import attention_from_hf, decoder_from_hf, moe_from_hf, window_from_hf, windows_from_hf
 from .llama import HARMLESS_TENSORS  # noqa: F401
 from .tensors import ByPart, Source, Stack, Tensor, Transposed
 from .to_gguf import Metadata, decoder_to_gguf

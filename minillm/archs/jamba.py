@@ -11,17 +11,10 @@ from typing import Any
 from ..blocks import AttentionSpec, MambaSpec
 from ..config import Config, Fields
 from . import llama, mamba, qwen3_moe
-from .common import (
-    attention_from_hf,
-    decoder_from_gguf,
-    decoder_from_hf,
-    layer_count,
-    mlp_from_gguf,
-    mlp_from_hf,
-    moe_from_gguf,
-    moe_from_hf,
-)
-from .tensors import Experts, Source, Stack, Tensor
+from .from_gguf import decoder_from_gguf, mlp_from_gguf, moe_from_gguf
+from .from_hf import attention_from_hf, decoder_from_hf, mlp_from_hf, moe_from_hf
+from .llama import gate_up
+from .tensors import Experts, Source, Tensor
 from .to_gguf import Metadata, attention_to_gguf, decoder_to_gguf
 
 HF, GGUF = ("jamba",), ("jamba",)
@@ -36,13 +29,11 @@ HF_TENSORS = {
     "mamba.B_norm": Tensor("model.layers.{i}.mamba.b_layernorm.weight"),
     "mamba.C_norm": Tensor("model.layers.{i}.mamba.c_layernorm.weight"),
     "mlp.norm": Tensor("model.layers.{i}.pre_ff_layernorm.weight"),
-    "mlp.gate_up": Stack((Tensor(FFN + "gate_proj.weight"), Tensor(FFN + "up_proj.weight"))),
+    "mlp.gate_up": gate_up(FFN),
     "mlp.down": Tensor(FFN + "down_proj.weight"),
     "moe.norm": Tensor("model.layers.{i}.pre_ff_layernorm.weight"),
     "moe.router": Tensor(FFN + "router.weight"),
-    "moe.gate_up": Experts(
-        Stack((Tensor(FFN + "experts.{e}.gate_proj.weight"), Tensor(FFN + "experts.{e}.up_proj.weight")))
-    ),
+    "moe.gate_up": Experts(gate_up(FFN + "experts.{e}.")),
     "moe.down": Experts(Tensor(FFN + "experts.{e}.down_proj.weight")),
 }
 GGUF_TENSORS = {
@@ -85,14 +76,12 @@ def every(fields: Fields, name: str) -> Callable[[int], bool]:
 
 
 def mamba_from_hf(fields: Fields) -> MambaSpec:
-    """The Mamba layers; dt's bottleneck may be left to a rule."""
+    """The Mamba layers."""
     fields.only("mamba_inner_layernorms", True)
-    fields.read.add("mamba_dt_rank")
-    d, rank = fields.integer("hidden_size"), fields.values.get("mamba_dt_rank", "auto")
     return MambaSpec(
-        fields.integer("mamba_expand") * d,
+        fields.integer("mamba_expand") * fields.integer("hidden_size"),
         n=fields.integer("mamba_d_state"),
-        rank=-(-d // 16) if rank == "auto" else fields.integer("mamba_dt_rank"),
+        rank=mamba.rank_from_hf(fields, "mamba_dt_rank"),
         w=fields.integer("mamba_d_conv"),
         bias=fields.flag("mamba_proj_bias", False),
         conv_bias=fields.flag("mamba_conv_bias", True),
@@ -107,7 +96,7 @@ def config_from_gguf(fields: Fields, source: Source) -> Config:
     k = fields.integer("attention.key_length", max(d // h, 1))
     fields.only("attention.value_length", k)
     divisors = [g for g in range(1, h + 1) if h % g == 0]
-    kv = fields.choices("attention.head_count_kv", layer_count(fields, "block_count"), 0, *divisors)
+    kv = fields.choices("attention.head_count_kv", fields.layer_count("block_count"), 0, *divisors)
     recurrence = MambaSpec(
         fields.integer("ssm.inner_size"),
         n=fields.integer("ssm.state_size"),

@@ -1,20 +1,18 @@
 """Llama (Touvron et al. 2023, arXiv:2302.13971): RMSNorm, rotary attention, SwiGLU, nothing with a bias."""
 
 from ..config import Config, Fields
-from .common import (
-    FACTOR_TENSORS,
-    attention_from_gguf,
-    attention_from_hf,
-    decoder_from_gguf,
-    decoder_from_hf,
-    mlp_from_gguf,
-    mlp_from_hf,
-    moe_from_gguf,
-)
+from .from_gguf import FACTOR_TENSORS, attention_from_gguf, decoder_from_gguf, mlp_from_gguf, moe_from_gguf
+from .from_hf import attention_from_hf, decoder_from_hf, mlp_from_hf
 from .tensors import HalfSplit, Source, Stack, Tensor
 from .to_gguf import Metadata, decoder_to_gguf
 
 HF, GGUF = ("llama",), ("llama",)
+
+
+def gate_up(ffn: str) -> Stack:
+    """The rows of the gate, then those of the up projection; ffn is how the names of the layer's tensors begin."""
+    return Stack((Tensor(ffn + "gate_proj.weight"), Tensor(ffn + "up_proj.weight")))
+
 
 HF_TENSORS = {
     "embed": Tensor("model.embed_tokens.weight"),
@@ -30,9 +28,7 @@ HF_TENSORS = {
     ),
     "attention.out": Tensor("model.layers.{i}.self_attn.o_proj.weight"),
     "mlp.norm": Tensor("model.layers.{i}.post_attention_layernorm.weight"),
-    "mlp.gate_up": Stack(
-        (Tensor("model.layers.{i}.mlp.gate_proj.weight"), Tensor("model.layers.{i}.mlp.up_proj.weight"))
-    ),
+    "mlp.gate_up": gate_up("model.layers.{i}.mlp."),
     "mlp.down": Tensor("model.layers.{i}.mlp.down_proj.weight"),
 }
 

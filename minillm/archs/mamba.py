@@ -1,10 +1,9 @@
 """Mamba (Gu and Dao 2023, arXiv:2312.00752), and FalconMamba with its norms (Zuo et al. 2024, arXiv:2410.05355)."""
 
-from dataclasses import replace
-
 from ..blocks import MambaSpec
 from ..config import Config, Fields
-from .common import context, decoder_from_gguf, decoder_from_hf
+from .from_gguf import decoder_from_gguf
+from .from_hf import decoder_from_hf
 from .tensors import Entry, Flat, LogOfNegative, Source, Tensor, Transposed
 from .to_gguf import Metadata, decoder_to_gguf
 
@@ -65,7 +64,7 @@ UNBOUNDED = 1 << 20  # a memory of fixed size sets no longest sequence; this is 
 
 def config_from_hf(fields: Fields) -> Config:
     """Config from the fields of config.json."""
-    d, falcon = fields.integer("hidden_size"), fields.values["model_type"] == "falcon_mamba"
+    d, falcon = fields.integer("hidden_size"), fields.text("model_type") == "falcon_mamba"
     i = fields.integer("expand", 2) * d
     fields.only("intermediate_size", i)
     block = MambaSpec(
@@ -82,20 +81,18 @@ def config_from_hf(fields: Fields) -> Config:
 
 
 def rank_from_hf(fields: Fields, key: str) -> int:
-    """The width of the bottleneck that dt comes through, by default a sixteenth of the model's."""
+    """The width of the bottleneck that dt comes through, by default a sixteenth of the model's, rounded up."""
+    if fields.values.get(key, "auto") != "auto":
+        return fields.integer(key)
     fields.read.add(key)
-    if fields.values.get(key, "auto") == "auto":
-        return -(-fields.integer("hidden_size") // 16)
-    return fields.integer(key)
+    return -(-fields.integer("hidden_size") // 16)
 
 
 def recurrent_decoder_from_hf(fields: Fields, blocks: tuple, **options) -> Config:
     """Config of a decoder in which nothing but recurrent blocks remember; options as in `decoder_from_hf`."""
     for key, only in (("hidden_act", "silu"), ("rms_norm", True), ("ssm_cfg", {})):
         fields.only(key, only)
-    trained = fields.integer("max_position_embeddings", UNBOUNDED)
-    config = decoder_from_hf(fields, lambda i: blocks, eps="layer_norm_epsilon", **options)
-    return replace(config, context=context(fields, trained))
+    return decoder_from_hf(fields, lambda i: blocks, eps="layer_norm_epsilon", longest=UNBOUNDED, **options)
 
 
 def config_from_gguf(fields: Fields, source: Source) -> Config:

@@ -4,7 +4,8 @@ from math import inf
 
 from ..blocks import Mamba2Spec
 from ..config import Config, Fields
-from .common import decoder_from_gguf
+from . import mamba
+from .from_gguf import decoder_from_gguf
 from .mamba import HARMLESS_TENSORS, recurrent_decoder_from_hf  # noqa: F401
 from .tensors import Entry, Flat, LogOfNegative, Source, Tensor, Transposed
 from .to_gguf import Metadata, decoder_to_gguf
@@ -29,17 +30,13 @@ def mixer_tensors(mixer: str) -> dict[str, Entry]:
 
 
 HF_TENSORS = {
-    "embed": Tensor("backbone.embeddings.weight"),
-    "norm": Tensor("backbone.norm_f.weight"),
-    "head": Tensor("lm_head.weight"),
+    **mamba.HF_TENSORS,
     "mamba2.norm": Tensor("backbone.layers.{i}.norm.weight"),
     **mixer_tensors("backbone.layers.{i}.mixer."),
 }
 
 GGUF_TENSORS = {
-    "embed": Tensor("token_embd.weight"),
-    "norm": Tensor("output_norm.weight"),
-    "head": Tensor("output.weight"),
+    **mamba.GGUF_TENSORS,
     "mamba2.norm": Tensor("blk.{i}.attn_norm.weight"),
     "mamba2.z_xBC_dt": Tensor("blk.{i}.ssm_in.weight"),
     "mamba2.conv": Transposed(Tensor("blk.{i}.ssm_conv1d.weight")),

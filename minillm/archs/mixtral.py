@@ -2,7 +2,7 @@
 
 from ..config import Config, Fields
 from . import llama
-from .common import attention_from_hf, decoder_from_hf, moe_from_hf, window_from_hf
+from .from_hf import attention_from_hf, decoder_from_hf, moe_from_hf, window_from_hf
 from .llama import HARMLESS_TENSORS  # noqa: F401
 from .mistral import gguf_metadata  # noqa: F401
 from .tensors import Experts, Stack, Tensor

@@ -4,14 +4,8 @@ The weights of a token's experts are not made to sum to one, and queries and key
 """
 
 from ..config import Config, Fields
-from .common import (
-    attention_from_gguf,
-    attention_from_hf,
-    decoder_from_gguf,
-    decoder_from_hf,
-    moe_from_gguf,
-    moe_from_hf,
-)
+from .from_gguf import attention_from_gguf, decoder_from_gguf, moe_from_gguf
+from .from_hf import attention_from_hf, decoder_from_hf, moe_from_hf
 from .llama import HARMLESS_TENSORS  # noqa: F401
 from .qwen3_moe import GGUF_TENSORS, HF_TENSORS  # noqa: F401
 from .tensors import Source

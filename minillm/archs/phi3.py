@@ -2,16 +2,8 @@
 
 from ..config import Config, Fields
 from . import llama
-from .common import (
-    attention_from_gguf,
-    attention_from_hf,
-    decoder_from_gguf,
-    decoder_from_hf,
-    mlp_from_gguf,
-    mlp_from_hf,
-    window_from_gguf,
-    window_from_hf,
-)
+from .from_gguf import attention_from_gguf, decoder_from_gguf, mlp_from_gguf, window_from_gguf
+from .from_hf import attention_from_hf, decoder_from_hf, mlp_from_hf, window_from_hf
 from .llama import HARMLESS_TENSORS  # noqa: F401
 from .tensors import Source, Tensor
 from .to_gguf import Metadata, decoder_to_gguf

@@ -6,16 +6,8 @@ from typing import Any
 from ..blocks import AttentionSpec
 from ..config import Config, Fields
 from . import llama
-from .common import (
-    attention_from_gguf,
-    attention_from_hf,
-    decoder_from_gguf,
-    decoder_from_hf,
-    mlp_from_gguf,
-    mlp_from_hf,
-    window_from_hf,
-    windows_from_hf,
-)
+from .from_gguf import attention_from_gguf, decoder_from_gguf, mlp_from_gguf
+from .from_hf import attention_from_hf, decoder_from_hf, mlp_from_hf, window_from_hf, windows_from_hf
 from .llama import HARMLESS_TENSORS  # noqa: F401
 from .tensors import Source, Stack, Tensor
 from .to_gguf import Metadata, decoder_to_gguf

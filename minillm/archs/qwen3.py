@@ -2,7 +2,8 @@
 
 from ..config import Config, Fields
 from . import llama
-from .common import attention_from_gguf, decoder_from_gguf, decoder_from_hf, mlp_from_gguf, mlp_from_hf
+from .from_gguf import attention_from_gguf, decoder_from_gguf, mlp_from_gguf
+from .from_hf import decoder_from_hf, mlp_from_hf
 from .llama import HARMLESS_TENSORS  # noqa: F401
 from .qwen2 import HALF_SPLIT, windowed_attention
 from .tensors import Source, Tensor

@@ -8,16 +8,10 @@ a second token, changes no logit and is not read.
 from ..blocks import AttentionSpec, GatedDeltaSpec, MoESpec
 from ..config import Config, Fields
 from . import qwen3_moe
-from .common import (
-    attention_from_gguf,
-    attention_from_hf,
-    decoder_from_gguf,
-    decoder_from_hf,
-    layer_types,
-    mlp_from_hf,
-    moe_from_gguf,
-    moe_from_hf,
-)
+from .from_gguf import attention_from_gguf, decoder_from_gguf, moe_from_gguf
+from .from_hf import attention_from_hf, decoder_from_hf, layer_types, mlp_from_hf, moe_from_hf
+from .llama import gate_up
+from .qwen3_moe import sparse_layers
 from .tensors import ByPart, Entry, Flat, LogOfNegative, OneRow, Plus, Source, Stack, Tensor, Transposed
 from .to_gguf import Metadata, decoder_to_gguf
 
@@ -43,9 +37,7 @@ HF_TENSORS = {
     "delta.dt_bias": Tensor(DELTA + "dt_bias"),
     "delta.y_norm": Tensor(DELTA + "norm.weight"),
     "delta.out": Tensor(DELTA + "out_proj.weight"),
-    "moe.shared_gate_up": Stack(
-        (Tensor(MLP + "shared_expert.gate_proj.weight"), Tensor(MLP + "shared_expert.up_proj.weight"))
-    ),
+    "moe.shared_gate_up": gate_up(MLP + "shared_expert."),
     "moe.shared_down": Tensor(MLP + "shared_expert.down_proj.weight"),
     "moe.shared_gate": Tensor(MLP + "shared_expert_gate.weight"),
 }
@@ -77,12 +69,11 @@ def config_from_hf(fields: Fields) -> Config:
     attention = attention_from_hf(fields, part=0.25, qk_norm="head", gated=True)
     every = fields.integer("full_attention_interval", 4)
     types = layer_types(fields, "linear_attention", "full_attention")
-    dense, step = fields.ids("mlp_only_layers"), fields.integer("decoder_sparse_step", 1)
+    sparse = sparse_layers(fields)
 
     def layer(i: int):
         full = (i + 1) % every == 0 if types is None else types[i] == "full_attention"
-        sparse = i not in dense and (i + 1) % step == 0
-        return attention if full else delta(fields), moe(fields) if sparse else mlp_from_hf(fields)
+        return attention if full else delta(fields), moe(fields) if sparse(i) else mlp_from_hf(fields)
 
     return decoder_from_hf(fields, layer, harmless=["intermediate_size"])
 

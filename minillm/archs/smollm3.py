@@ -6,17 +6,8 @@ Such layers know of order only what the causal mask tells them (Yang et al. 2025
 from dataclasses import replace
 
 from ..config import Config, Fields
-from .common import (
-    attention_from_gguf,
-    attention_from_hf,
-    decoder_from_gguf,
-    decoder_from_hf,
-    layer_count,
-    mlp_from_gguf,
-    mlp_from_hf,
-    window_from_hf,
-    windows_from_hf,
-)
+from .from_gguf import attention_from_gguf, decoder_from_gguf, mlp_from_gguf
+from .from_hf import attention_from_hf, decoder_from_hf, mlp_from_hf, window_from_hf, windows_from_hf
 from .llama import GGUF_TENSORS, HARMLESS_TENSORS, HF_TENSORS  # noqa: F401
 from .tensors import Source
 from .to_gguf import Metadata, decoder_to_gguf
@@ -43,7 +34,7 @@ def config_from_hf(fields: Fields) -> Config:
 
 def turned_from_hf(fields: Fields) -> tuple[bool, ...]:
     """Whether queries and keys are turned, for each layer; the list's name says the opposite of what it holds."""
-    n_layers, period = layer_count(fields), fields.integer("no_rope_layer_interval", 4)
+    n_layers, period = fields.layer_count("num_hidden_layers"), fields.integer("no_rope_layer_interval", 4)
     if fields.has("no_rope_layers"):
         return tuple(one == 1 for one in fields.choices("no_rope_layers", n_layers, 0, 1))
     return tuple((i + 1) % period != 0 for i in range(n_layers))

@@ -1,4 +1,4 @@
-"""A config in the words of a GGUF file's metadata: the other direction of `common`'s `…_from_gguf`.
+"""A config in the words of a GGUF file's metadata: the other direction of `from_gguf`.
 
 An architecture's `gguf_metadata` is made of these. Whether its words say everything that is in the config need not
 be asked here: whoever writes a file reads it back before it counts.
@@ -15,7 +15,7 @@ from .. import rope
 from ..blocks import AttentionSpec, GatedDeltaSpec, LatentAttentionSpec, Mamba2Spec, MambaSpec, MLPSpec, MoESpec
 from ..config import Config
 from ..rope import Rope
-from .common import ROPE_FACTORS, ROPE_LONG, ROPE_SHORT
+from .from_gguf import ROPE_FACTORS, ROPE_LONG, ROPE_SHORT
 
 Metadata = dict[str, Any]
 

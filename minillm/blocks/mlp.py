@@ -64,7 +64,7 @@ class MLP:
         else:
             y = act(y)
         y = y @ self.down
-        return x + (self.post_norm(y) if self.post_norm is not None else y), ()
+        return x + (self.post_norm(y) if self.spec.post_norm else y), ()
 
     def commit(self, pending, at: Span, keep: jax.Array, n_keep: jax.Array):
         return ()

@@ -1,11 +1,12 @@
-"""What attention remembers: one file a kind of memory, all behind the same three methods.
+"""What blocks remember, one file a kind of memory. Those of attention all stand behind the same three methods:
 
     memory = memory.append(k, v, at)           propose the span's keys and values, past the committed length
     y, lse = memory.attend(q, at)              attention of the span's queries over everything they may see
     memory = memory.commit(at, keep, n_keep)   keep n_keep tokens, those at indices `keep` of the span
 
-How a memory lays out its rows is its secret. Nothing is masked by multiplying: memory that was never written
-may hold NaN. `StateSpec` says how much of it there is.
+How a memory lays out its rows is its secret. A recurrent block's state has no rows; it goes through `run` and
+`commit` of `recurrent.py`. Nothing is masked by multiplying: memory that was never written may hold NaN.
+`StateSpec` says how much of it there is.
 """
 
 import importlib

@@ -51,7 +51,7 @@ class Checkpoint:
 
         def ask(name: str, layer: int | None, *shapes: Shape, init):
             view = View(self.source, self.config, layer)
-            reads[name, layer] = pool.submit(lambda: jax.device_put(self.entries[name].read(view)))
+            reads[name, layer] = pool.submit(lambda: jax.device_put(self.entry(name).read(view)))
             return stacked(shapes)
 
         try:
@@ -60,17 +60,22 @@ class Checkpoint:
         finally:
             pool.shutdown(cancel_futures=True)  # Ctrl-C should not wait for the rest of a large model
 
+    def entry(self, name: str) -> Entry:
+        """How a parameter is made; UserError if the architecture does not say."""
+        if name not in self.entries:
+            raise UserError(f"{self.source.where}: the {self.config.arch} architecture names no tensor for {name}")
+        return self.entries[name]
+
     def shapes(self) -> Model:
         """The model with shapes in place of weights; UserError if a tensor is missing, misshapen or unknown."""
         used = set()
 
         def get(name: str, layer: int | None, *shapes: Shape, init):
-            view, entry = View(self.source, self.config, layer), self.entries[name]
-            whole = stacked(shapes)
-            pieces = (
-                entry.entries if isinstance(entry, Stack) and len(entry.entries) == len(shapes) > 1 else (entry,)
-            )
-            for piece, expected in zip(pieces, shapes if len(pieces) > 1 else (whole.shape,), strict=True):
+            view, entry, whole = View(self.source, self.config, layer), self.entry(name), stacked(shapes)
+            pieces: list[tuple[Entry, Shape]] = [(entry, whole.shape)]
+            if isinstance(entry, Stack) and len(entry.entries) == len(shapes):  # then errors can name the one
+                pieces = list(zip(entry.entries, shapes, strict=True))
+            for piece, expected in pieces:
                 if piece.shape(view) != expected:
                     raise UserError(
                         f"{self.source.where}: {described(piece, view)}, but the config asks for {list(expected)}"

@@ -20,7 +20,13 @@ from .terminal import interactive
 
 @click.command("validate", short_help="Judge a kernel against an op's definition.")
 @click.argument("kernel", required=False, metavar="[FILE.py:FUNCTION]")
-@click.option("--op", "op_name", metavar="NAME", required=True, help="The op it claims to be; `list` lists them.")
+@click.option(
+    "--op",
+    "op_name",
+    metavar="NAME",
+    required=True,
+    help="The op it claims to be; `list` shows all and what each is given.",
+)
 @click.option("--program", metavar="COMMAND", help="Judge a program instead: run as COMMAND IN.npz OUT.npz.")
 @click.option("--dtype", default="float32", show_default=True, help="float32, bfloat16 or float16.")
 @click.option("--arrays", default=None, help="jax (default), numpy, torch or cupy: what the kernel takes.")
@@ -45,7 +51,9 @@ def command(kernel, op_name, program, dtype, arrays, jit, supports, quick, only,
     from .. import ops
 
     if op_name == "list":
-        click.echo("\n".join(ops.judge.OPS))
+        width = max(map(len, ops.judge.OPS))
+        for name, op in ops.judge.OPS.items():
+            click.echo(f"{name:{width}}  {ops.judge.signature_of(op)}")
         return
     if jit and (program or arrays not in (None, "jax")):
         raise UserError("--jit compiles JAX kernels, expected neither --program nor other --arrays beside it")
@@ -56,12 +64,14 @@ def command(kernel, op_name, program, dtype, arrays, jit, supports, quick, only,
             function = find_kernel(kernel, program)
             function = ops.judge.compiled(function) if jit else function
             report = judge_with_bar(lambda progress: ops.validate(op_name, function, progress=progress, **options))
+    except ops.judge.Interrupted as interruption:
+        report = interruption.report
     except ValueError as error:
         raise UserError(str(error)) from None
     again = repeating(kernel, op_name, program, dtype, options["arrays"], jit, supports)
     report.failures = [replace(one, reproduce=shlex.join([*again, one.trial])) for one in report.failures]
     click.echo(report.to_json() if as_json else str(report))
-    sys.exit(0 if report.ok else 1)
+    sys.exit(130 if report.interrupted else 0 if report.ok else 1)
 
 
 def repeating(kernel, op_name, program, dtype, arrays, jit, supports) -> list[str]:
@@ -88,7 +98,7 @@ def output_on_stderr() -> Iterator[None]:
         os.close(kept)
 
 
-def judge_with_bar(judge: Callable[[Callable[[int, int], None] | None], Any]) -> Any:
+def judge_with_bar(judge: Callable[[Callable[[str, int, int], None] | None], Any]) -> Any:
     """Run `judge` with a progress bar if somebody is looking."""
     if not interactive():
         return judge(None)
@@ -97,7 +107,11 @@ def judge_with_bar(judge: Callable[[Callable[[int, int], None] | None], Any]) ->
 
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("trials", total=None)
-        return judge(lambda done, total: bar.update(task, completed=done, total=total))
+
+        def show(what: str, done: int, total: int) -> None:
+            bar.update(task, description=f"{what} {done} of {total}", completed=done, total=total)
+
+        return judge(show)
 
 
 def find_kernel(place: str | None, program: str | None) -> Callable:
@@ -109,8 +123,10 @@ def find_kernel(place: str | None, program: str | None) -> Callable:
     if program is not None:
         return ops.judge.program(shlex.split(program))
     path, colon, name = (place or "").rpartition(":")
-    if not colon or not Path(path).is_file():
-        raise UserError(f"kernel is {place!r}, expected FILE.py:FUNCTION with a file that exists")
+    if not colon:
+        raise UserError(f"kernel is {place!r}, expected FILE.py:FUNCTION")
+    if not Path(path).is_file():
+        raise UserError(f"{path} does not exist, expected FILE.py:FUNCTION")
     spec = importlib.util.spec_from_file_location(f"_judged_{Path(path).stem}", path)
     if spec is None or spec.loader is None:
         raise UserError(f"{path} is no Python file; expected FILE.py:FUNCTION")

@@ -49,6 +49,8 @@ CASES = (
         scale=0.5,
         return_lse=True,
     ),
+    case("64 channels", "2 9 8 2 2 64 64"),
+    case("128 channels", "1 5 4 1 2 128 128"),
     case("62 keys", "1 62 0 1 1 4 4"),
     case("63 keys", "2 1 62 1 2 8 8"),
     case("64 keys", "1 64 0 1 1 4 4", window=33),

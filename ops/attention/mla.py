@@ -21,8 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..shapes import shaped
-from .naive import naive_attention
-from .scores import positions
+from .naive import average, naive_attention
+from .scores import only_tokens, positions, scores, visible
 
 SHAPES = (
     "q_nope: b t h k float, q_rope: b t h a float, latent: b s l float, k_rope: b s a float, "
@@ -86,18 +86,16 @@ def absorbed_mla_attention(
     ValueError if q_pos is left out with t > s.
     """
     q_pos, k_pos = positions("absorbed_mla_attention", q_nope, latent, q_pos, k_pos)
-    y, lse = naive_attention(
-        jnp.concatenate([project("bthk,hkl->bthl", q_nope, w_uk), q_rope], axis=3),
-        jnp.concatenate([latent, k_rope], axis=2)[:, :, None],
-        latent[:, :, None],
-        q_pos=q_pos,
-        k_pos=k_pos,
-        mask=mask,
-        causal=causal,
-        scale=(q_nope.shape[3] + q_rope.shape[3]) ** -0.5 if scale is None else scale,
-        return_lse=True,
-    )
-    y = project("bthl,hjl->bthj", y, w_uv)
+    scale = (q_nope.shape[3] + q_rope.shape[3]) ** -0.5 if scale is None else scale
+    seen = visible(q_pos, k_pos, causal=causal, window=None, mask=mask, q_segment=None, k_segment=None)
+
+    # Two sums, for one of [c, k_rope] would first copy all of the memory.
+    def part(q: jax.Array, k: jax.Array) -> jax.Array:
+        return scores(q, k[:, :, None], q_pos, k_pos, seen, scale=scale, softcap=None)
+
+    score = part(project("bthk,hkl->bthl", q_nope, w_uk), latent) + part(q_rope, k_rope)
+    y, lse = average(score, only_tokens(latent[:, :, None], k_pos))
+    y = project("bthl,hjl->bthj", y.astype(q_nope.dtype), w_uv)
     return (y, lse) if return_lse else y
 
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..cases import DistributionOp
-from .kernel import ORDINARY, Kernel, described
+from .kernel import ORDINARY, Kernel, raised
 from .report import Failure, Report
 
 SIGNIFICANCE, POWER_Z = 1e-9, 2.326  # the standard normal's 99 % quantile
@@ -47,9 +47,9 @@ def judge_distribution(op: DistributionOp, kernel: Kernel, report: Report, draws
             outcomes = op.sample(call, arrays, i, draws)
             fault = find_fault(np.bincount(outcomes, minlength=len(probabilities)), probabilities, len(op.cases))
         except Exception as error:  # whatever a kernel raises is its verdict, not ours
-            fault = f"raised {described(error)}"
+            fault = raised(error)
         if fault:
-            report.failures.append(Failure(trial, fault, report.repeating(trial, kernel)))
+            report.add(Failure(trial, fault, report.repeating(trial, kernel)))
         smallest = detectable(probabilities, draws, len(op.cases))
         report.details[case.name] = {"draws": draws, "detectable_w": smallest}
     return report

@@ -11,7 +11,9 @@ import inspect
 import json
 import shutil
 import subprocess
+import sysconfig
 import tempfile
+import traceback
 from collections.abc import Callable, Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +25,8 @@ import numpy as np
 
 from ..cases import Arrays, Case, DistributionOp, Op
 
+JUDGE = Path(__file__).parent
+NOT_THE_USERS = (str(JUDGE.parent), sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"), "<")
 ORDINARY = "ordinary"  # the style of inputs that are not nasty
 
 Library = Literal["jax", "numpy", "torch", "cupy"]
@@ -123,6 +127,32 @@ def described(error: BaseException) -> str:
         text = "(a message that cannot be read)"
     words = "".join(character if character.isprintable() else " " for character in text).split()
     return f"{type(error).__name__}: {' '.join(words)[:500]}"
+
+
+def raised(error: BaseException) -> str:
+    """The fault of a kernel that raised: what, and at which line of the user's own code if that can be seen."""
+    place = place_of(error) or (place_of(error.__cause__) if error.__cause__ else None)
+    return f"raised {described(error)}" + (f" ({place})" if place else "")
+
+
+def place_of(error: BaseException) -> str | None:
+    """`my_kernels.py:46`, the innermost line that the judge called and that stands in no library."""
+    place = None
+    for frame in traceback.extract_tb(error.__traceback__):
+        if Path(frame.filename).parent == JUDGE:
+            place = None  # what comes before called the judge
+        elif not frame.filename.startswith(NOT_THE_USERS):
+            place = f"{Path(frame.filename).name}:{frame.lineno}"
+    return place
+
+
+def signature_of(op: Op | DistributionOp) -> str:
+    """What a kernel is given, arrays by position and then keywords, and what it returns: `x, weight; eps -> y`."""
+    keywords = dict.fromkeys(name for case in op.cases for name in (*case.inputs, *case.options))
+    for form in op.forms.values() if isinstance(op, DistributionOp) else ():
+        keywords |= dict.fromkeys(sorted((keywords_of(form) or set()) - {*op.required}))  # the seed
+    given = ", ".join(op.required) + (f"; {', '.join(keywords)}" if keywords else "")
+    return f"{given} -> {', '.join(op.outputs)}" if isinstance(op, Op) else given
 
 
 def changed(given: Any, original: np.ndarray) -> bool:

@@ -1,5 +1,7 @@
 """What can be judged: every op that has a `cases.py`."""
 
+from difflib import get_close_matches
+
 from ..attention.cases import ATTENTION
 from ..attention.cases_mla import MLA
 from ..attention.cases_paged import PAGED_ATTENTION
@@ -17,5 +19,7 @@ OPS: dict[str, Op | DistributionOp] = {op.name: op for op in SUBJECTS}
 def find_op(name: str) -> Op | DistributionOp:
     """The op of that name. ValueError lists them all if there is none."""
     if name not in OPS:
-        raise ValueError(f"op is {name!r}, expected one of: {', '.join(OPS)}")
+        near = get_close_matches(name, OPS, 1)
+        guess = f"did you mean {near[0]!r}? Expected" if near else "expected"
+        raise ValueError(f"op is {name!r}, {guess} one of: {', '.join(OPS)}")
     return OPS[name]

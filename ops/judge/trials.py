@@ -16,7 +16,7 @@ import numpy as np
 
 from ..cases import Arrays, Case, Law, Op
 from .accuracy import LIMIT, METRICS, Ideal, conventions, errors, expected, find_ideal, ratios, shape_fault
-from .kernel import ORDINARY, Kernel, NotCovered, as_tuple, compiled, described
+from .kernel import ORDINARY, Kernel, NotCovered, as_tuple, compiled, raised
 from .laws import laws_of
 
 REORDERED = "other memory order"  # a style of every op: ordinary inputs, in memory as Fortran has them
@@ -94,7 +94,7 @@ def run_trial(op: Op, kernel: Kernel, trial: Trial, dtype: str) -> Outcome | Non
     try:
         found = kernel(op, drawn(op, trial, dtype), case.options, order)
     except Exception as error:  # whatever a kernel raises is its verdict, not ours
-        return Outcome(None, refused=True) if order == "F" else Outcome(f"raised {described(error)}")
+        return Outcome(None, refused=True) if order == "F" else Outcome(raised(error))
     if fault := shape_fault(found, ideal, op.outputs):
         return Outcome(fault)
     return judge_exact(op, found, ideal) if trial.check == "exact" else judge_accuracy(op, found, ideal, dtype)
@@ -111,8 +111,26 @@ def judge_accuracy(op: Op, found: tuple, ideal: Ideal, dtype: str) -> Outcome | 
         for name, y, naive in zip(op.outputs, found, ideal.naive, strict=False)
         if y.dtype.itemsize < naive.dtype.itemsize
     ]
-    fault = f"errors are {', '.join(bad)} times the naive form's, allowed {LIMIT:g}{''.join(narrow)}"
+    fault = f"errors are {', '.join(bad)} times the naive form's, allowed {LIMIT:g}"
+    fault = (infinite_fault(op, found, ideal) or fault) + "".join(narrow)
     return Outcome(fault if bad else None, worst, conventions(found, ideal, dtype))
+
+
+def infinite_fault(op: Op, found: tuple, ideal: Ideal) -> str | None:
+    """The first element that is infinitely wrong (NaN, say), where the naive form's is not."""
+    for name, y, exact, naive, rounding in zip(op.outputs, found, *ideal, strict=False):
+        wrong = np.isinf(errors(y, exact, rounding)) & np.isfinite(errors(naive, exact, rounding))
+        if wrong.any():
+            return first_wrong(name, y, "the definition gives", exact, wrong)
+    return None
+
+
+def first_wrong(name: str, y: np.ndarray, rather: str, exact: np.ndarray, wrong: np.ndarray) -> str:
+    """`y[0, 1] is nan, the definition gives 0.5; 2 of 8 are wrong`."""
+    place = tuple(int(i) for i in np.argwhere(wrong)[0])
+    value = np.asarray(y, np.float64)[place]
+    many = f"{wrong.sum()} of {wrong.size} are wrong"
+    return f"{name}{list(place)} is {value:.9g}, {rather} {exact[place]:.9g}; {many}"
 
 
 def judge_exact(op: Op, found: tuple, ideal: Ideal) -> Outcome | None:
@@ -123,10 +141,7 @@ def judge_exact(op: Op, found: tuple, ideal: Ideal) -> Outcome | None:
         compared += representable.sum()
         wrong = representable & (np.asarray(y, np.float64) != exact)
         if wrong.any():
-            place = tuple(int(i) for i in np.argwhere(wrong)[0])
-            value = np.asarray(y, np.float64)[place]
-            many = f"{wrong.sum()} of {wrong.size} are wrong"
-            return Outcome(f"{name}{list(place)} is {value:.9g}, the exact answer is {exact[place]:.9g}; {many}")
+            return Outcome(first_wrong(name, y, "the exact answer is", exact, wrong))
     return Outcome(None) if compared else None
 
 
@@ -151,14 +166,17 @@ def judge_law(op: Op, kernel: Kernel, law: Law, trial: Trial, dtype: str) -> Out
     except Exception as error:
         if law in op.laws and kernel.supports.keys() & case.sizes.keys():
             return None  # an op's laws change sizes, and a kernel that declares its own may refuse others
-        return Outcome(f"raised {described(error)}")
+        return Outcome(raised(error))
     if sides is None:
         return None
     limits = [0.0] * len(sides[0]) if law.exact else list(law_limits(ideal_of(op, trial, dtype)))
     for name, one, other, limit in zip(op.outputs, *sides, limits, strict=False):
         if one.shape != other.shape:
             return Outcome(f"{name} has shape {list(one.shape)} one way and {list(other.shape)} the other")
-        worst = float(np.max(errors(one, other, np.ones(one.shape)), initial=0))
+        differences = errors(one, other, np.ones(one.shape))
+        if (wrong := np.isinf(differences)).any():
+            return Outcome(first_wrong(name, one, "the other way", other, wrong))
+        worst = float(np.max(differences, initial=0))
         if not worst <= limit:
             return Outcome(f"{name} differs by {worst:.3g}, two correct results by at most {limit:.3g}")
     return Outcome(None)

@@ -3,7 +3,7 @@
 Every covered case is tried for accuracy on ordinary and on nasty inputs, for equality on inputs whose answer is
 exact, and in the op's laws. Cases that show an option or an input for the first time come first, and large ones
 before small ones, so that little time goes far. A check that failed is not run again; in the end each failure is
-shrunk by hypothesis to small sizes and a small seed.
+moved to the op's simplest case that fails, and shrunk by hypothesis to small sizes and a small seed.
 """
 
 import math
@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 
 import hypothesis
 from hypothesis import strategies as st
@@ -20,17 +21,17 @@ from hypothesis.errors import Flaky, NoSuchExample
 
 from ..cases import Case, DistributionOp, Op
 from .distribution import DRAWS, QUICK_DRAWS, judge_distribution
-from .kernel import Kernel, Library, Supports, defaults_of
+from .kernel import Kernel, Library, Supports, defaults_of, signature_of
 from .laws import laws_of
-from .report import Failure, Report
+from .report import Failure, Interrupted, Report, merged
 from .subjects import find_op
 from .trials import ORDINARY, REORDERED, Outcome, Trial, run_trial
 
 LAW_CASES = 4  # on how many cases each law is tried, and memory in another order
-QUICK_SECONDS, QUICK_SHRINK_SECONDS = 5.0, 3.0  # for all trials, and for all failures together
-SHRINK_SECONDS = 10.0  # for each failure
+QUICK_SECONDS = 5.0  # for all trials
+SHRINK_SECONDS, QUICK_SHRINK_SECONDS = 15.0, 3.0  # for all failures together
 HANGING_SECONDS = 30.0  # a failure that took so long is the last: what hangs would hang in each check
-Progress = Callable[[int, int], None]  # is told how many trials of how many are done
+Progress = Callable[[str, int, int], None]  # is told of what ("trials", "shrinking") how many of how many are done
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -52,27 +53,30 @@ def validate(
     The kernel gets the op's required arrays by position, the rest by keyword, as arrays of the library `arrays`,
     floats in `dtype`. `supports` declares what it can do (see `Kernel`). Ordinary and exact inputs are drawn from
     `seeds` seeds, nasty ones from one. `quick` stops after some eight seconds, `only` repeats one trial of an
-    earlier report, `shrink=False` reports failures as they came, and `progress` is called with (trials done, trials
-    in all). ValueError for an unknown op, dtype or trial, or for a sampler in anything but float32.
+    earlier report, `shrink=False` reports failures as they came, and `progress` is called with ("trials" or
+    "shrinking", how many are done, how many there are). ValueError for an unknown op, dtype or trial, or for a
+    sampler in anything but float32; Ctrl-C raises `Interrupted`, a KeyboardInterrupt with the report so far.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype is {dtype!r}, expected one of {', '.join(DTYPES)}")
     subject, judged = find_op(op) if isinstance(op, str) else op, Kernel(kernel, arrays, supports)
     check_supports(subject, judged)
-    report = Report(subject.name, judged.name, dtype)
-    if isinstance(subject, DistributionOp):
-        if dtype != "float32":
-            raise ValueError(f"dtype is {dtype!r}, expected 'float32': samplers are judged in no other")
-        return judge_distribution(subject, judged, report, QUICK_DRAWS if quick else DRAWS, only)
-    trials = list(plan(subject, judged, dtype, seeds, report)) if only is None else [Trial.parse(only)]
-    failed = run_all(subject, judged, trials, report, QUICK_SECONDS if quick else math.inf, progress)
-    seconds = QUICK_SHRINK_SECONDS / max(len(failed), 1) if quick else SHRINK_SECONDS
-    for trial, fault, took in failed:
-        if shrink and only is None and took < (QUICK_SHRINK_SECONDS if quick else SHRINK_SECONDS):
-            trial, fault = shrunk(subject, judged, trial, fault, dtype, seconds)
-        report.failures.append(Failure(str(trial), fault, report.repeating(trial, judged)))
-    report.unused = unused_laws(subject, report) if only is None and not report.left_out else []
-    return report
+    report = Report(subject.name, judged.name, dtype, signature_of(subject))
+    try:
+        if isinstance(subject, DistributionOp):
+            if dtype != "float32":
+                raise ValueError(f"dtype is {dtype!r}, expected 'float32': samplers are judged in no other")
+            return judge_distribution(subject, judged, report, QUICK_DRAWS if quick else DRAWS, only)
+        trials = list(plan(subject, judged, dtype, seeds, report)) if only is None else [Trial.parse(only)]
+        took = run_all(subject, judged, trials, report, QUICK_SECONDS if quick else math.inf, progress)
+        report.unused = unused_laws(subject, report) if only is None and not report.left_out else []
+        if shrink and only is None:
+            seconds = QUICK_SHRINK_SECONDS if quick else SHRINK_SECONDS
+            simplify(subject, judged, report, took, seconds, progress)
+        return report
+    except KeyboardInterrupt:
+        report.interrupted = True
+        raise Interrupted(report) from None
 
 
 def check_supports(op: Op | DistributionOp, kernel: Kernel) -> None:
@@ -117,25 +121,27 @@ def plan(op: Op, kernel: Kernel, dtype: str, seeds: int, report: Report) -> Iter
 
 def run_all(
     op: Op, kernel: Kernel, trials: list[Trial], report: Report, seconds: float, progress: Progress | None
-) -> list[tuple[Trial, str, float]]:
-    """Run trials until time is up or one hangs, all noted in the report -> those that failed, why, in how long."""
+) -> dict[str, float]:
+    """Run trials until time is up or one hangs, all noted in the report -> how long those that failed took."""
     began = now = time.monotonic()
-    failed = []
+    seconds_taken = {}
     for done, (trial, outcome) in enumerate(outcomes(op, kernel, trials, report.dtype)):
         took, now = time.monotonic() - now, time.monotonic()
         fault = outcome.fault if outcome else None
         if progress:
-            progress(done, len(trials))
+            progress("trials", done, len(trials))
         if outcome and outcome.refused:
             report.uncovered[f"{trial.style} inputs"] = "refused"
         elif outcome:
             report.ran[trial.check] += 1
             report.note(outcome.ratios, outcome.conventions if trial.style == ORDINARY else None)
-            failed += [(trial, fault, took)] if fault else []
+        if fault:
+            report.add(Failure(str(trial), fault, report.repeating(trial, kernel)))
+            seconds_taken[str(trial)] = took
         if now - began > seconds or (fault and took > HANGING_SECONDS):
             report.left_out = len(trials) - done - 1
             break
-    return failed
+    return seconds_taken
 
 
 def outcomes(op: Op, kernel: Kernel, trials: list[Trial], dtype: str) -> Iterator[tuple[Trial, Outcome | None]]:
@@ -161,11 +167,50 @@ def by_novelty(cases: tuple[Case, ...]) -> list[Case]:
     return ordered
 
 
-def shrunk(op: Op, kernel: Kernel, trial: Trial, fault: str, dtype: str, seconds: float) -> tuple[Trial, str]:
-    """The smallest sizes and seed at which the trial still fails, as far as they are found within `seconds`.
+def simplify(
+    op: Op, kernel: Kernel, report: Report, took: dict[str, float], seconds: float, progress: Progress | None
+) -> None:
+    """Put simpler trials in place of those in the report that failed, all within some `seconds`.
 
-    A kernel that was wrong and now raises does not fail in the same way: it may not take so small a size.
+    Each failure has an equal share of the time that is left; what `took` longer than all of it stays as it is.
     """
+    end, count = time.monotonic() + seconds, len(report.failures)
+    for i, failure in enumerate(report.failures):
+        if progress:
+            progress("shrinking", i + 1, count)
+        share = (end - time.monotonic()) / (count - i)
+        if share <= 0 or took[failure.trial] >= seconds:
+            continue
+        trial, fault = simplest(op, kernel, Trial.parse(failure.trial), failure.fault, report.dtype, share / 2)
+        trial, fault = shrunk(op, kernel, trial, fault, report.dtype, share / 2)
+        line = report.repeating(trial, kernel)
+        report.failures[i] = replace(failure, trial=str(trial), fault=fault, reproduce=line)
+    report.failures = merged(report.failures)
+
+
+def simplest(op: Op, kernel: Kernel, trial: Trial, fault: str, dtype: str, seconds: float) -> tuple[Trial, str]:
+    """The same check on the op's first case that fails it: a table of cases goes from simple to complex."""
+    deadline = time.monotonic() + seconds
+    for case in op.cases:
+        if case.name == trial.case or time.monotonic() > deadline:
+            break
+        other = trial._replace(case=case.name)
+        if found := same_fault(op, kernel, other, fault, dtype):
+            return other, found
+    return trial, fault
+
+
+def same_fault(op: Op, kernel: Kernel, trial: Trial, fault: str, dtype: str) -> str | None:
+    """The fault of a trial, if it fails in the same way: a kernel that was wrong may refuse what is so small."""
+    with suppress(Exception):  # sizes that the op itself cannot be asked for
+        outcome = run_trial(op, kernel, trial, dtype)
+        found = outcome.fault if outcome else None
+        return found if found and found.startswith("raised") == fault.startswith("raised") else None
+    return None
+
+
+def shrunk(op: Op, kernel: Kernel, trial: Trial, fault: str, dtype: str, seconds: float) -> tuple[Trial, str]:
+    """The smallest sizes and seed at which the trial still fails, as far as they are found within `seconds`."""
     sizes = dict(next(case for case in op.cases if case.name == trial.case).sizes)
     deadline, failing = time.monotonic() + seconds, [(sum(sizes.values()), trial.seed, trial, fault)]
 
@@ -174,12 +219,9 @@ def shrunk(op: Op, kernel: Kernel, trial: Trial, fault: str, dtype: str, seconds
         smaller = trial._replace(seed=drawn[1], sizes=tuple(changed.items()))
         if time.monotonic() > deadline:
             return False
-        with suppress(Exception):  # sizes that the op itself cannot be asked for
-            outcome = run_trial(op, kernel, smaller, dtype)
-            if outcome and outcome.fault and outcome.fault.startswith("raised") == fault.startswith("raised"):
-                failing.append((sum(drawn[0].values()), drawn[1], smaller, outcome.fault))
-                return True
-        return False
+        if found := same_fault(op, kernel, smaller, fault, dtype):
+            failing.append((sum(drawn[0].values()), drawn[1], smaller, found))
+        return bool(found)
 
     sizes_up_to = st.fixed_dictionaries({name: st.integers(min(size, 1), size) for name, size in sizes.items()})
     settings = hypothesis.settings(max_examples=50, deadline=None, database=None, derandomize=True)

@@ -10,6 +10,8 @@ from click.testing import CliRunner
 
 from minillm.cli import main
 from minillm.cli.validate import parse_supports
+from minillm.ops.attention.cases import ATTENTION
+from minillm.ops.judge.kernel import Kernel
 
 KERNELS = """
 import numpy as np
@@ -31,6 +33,14 @@ def system(x, weight, eps):
     os.write(1, b"from a system call")
     sys.__stdout__.write("from Python")
     ctypes.CDLL(None).puts(b"from C")
+    return no_root(x, weight, eps)
+
+calls = []
+
+def stopped(x, weight, eps):
+    calls.append(x)
+    if len(calls) == 4:
+        raise KeyboardInterrupt
     return no_root(x, weight, eps)
 
 constant = 3
@@ -100,16 +110,34 @@ def test_what_a_kernel_supports_can_be_said_in_parts():
 
 
 def test_ops_can_be_listed():
-    assert {"attention", "selective_scan", "moe", "rms_norm"} <= set(validate("--op", "list").stdout.split())
+    listed = dict(line.split(maxsplit=1) for line in validate("--op", "list").stdout.splitlines())
+    assert {"attention", "selective_scan", "moe"} <= listed.keys()
+    assert listed["rms_norm"] == "x, weight; eps -> y"
+    assert listed["sampling"] == "logits; seed"
+
+
+def test_the_documented_flags_cover_a_case_of_each_width():
+    supports = parse_supports(["k=64,128"])
+    kernel = Kernel(lambda q, k, v, *, causal=True, scale=None: None, supports=supports)
+    covered = [case for case in ATTENTION.cases if not kernel.uncovered(ATTENTION, case, "bfloat16", "ordinary")]
+    assert {case.sizes["k"] for case in covered} == {64, 128}
+
+
+def test_ctrl_c_prints_what_was_found_so_far_and_exits_with_130(kernels):
+    result = validate(f"{kernels}:stopped", "--op", "rms_norm", "--arrays", "numpy", "--json")
+    assert result.exit_code == 130
+    report = json.loads(result.stdout)
+    assert (report["interrupted"], report["ok"]) == (True, False)
+    assert report["failures"][0]["reproduce"].startswith("minillm validate")
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["FILE:norm", "--op", "rms_nrom"], ["op is 'rms_nrom'", "rms_norm"]),
+        (["FILE:norm", "--op", "rms_nrom"], ["op is 'rms_nrom', did you mean 'rms_norm'?"]),
         (["FILE:norn", "--op", "rms_norm"], ["no function 'norn'"]),
         (["FILE:constant", "--op", "rms_norm"], ["no function 'constant', only a value of type int"]),
-        (["nowhere.py:norm", "--op", "rms_norm"], ["nowhere.py:norm", "exists"]),
+        (["nowhere.py:norm", "--op", "rms_norm"], ["nowhere.py does not exist"]),
         (["FILE", "--op", "rms_norm"], ["FILE.py:FUNCTION"]),
         (["--op", "rms_norm"], ["FILE.py:FUNCTION or --program"]),
         (["FILE:norm"], ["--op"]),

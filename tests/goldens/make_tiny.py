@@ -160,7 +160,9 @@ FAMILIES: dict[str, list[dict[str, Any]]] = {
     ],
     "mamba": [
         MAMBA,
-        MAMBA | PLAIN_CONV | {"tie_word_embeddings": False, "expand": 3, "time_step_rank": 5, "layer_norm_epsilon": 0.01},
+        MAMBA
+        | PLAIN_CONV
+        | {"tie_word_embeddings": False, "expand": 3, "time_step_rank": 5, "layer_norm_epsilon": 0.01},
         MAMBA | {"hidden_size": 35, "state_size": 5, "conv_kernel": 5, "expand": 1, "dtype": "bfloat16"},
     ],
     "falcon_mamba": [
@@ -169,7 +171,9 @@ FAMILIES: dict[str, list[dict[str, Any]]] = {
     ],
     "mamba2": [
         MAMBA | {"num_heads": 8, "head_dim": 6, "n_groups": 2, "chunk_size": 64},
-        MAMBA | PLAIN_CONV | {"tie_word_embeddings": True, "num_heads": 9, "head_dim": 8, "n_groups": 1, "expand": 3},
+        MAMBA
+        | PLAIN_CONV
+        | {"tie_word_embeddings": True, "num_heads": 9, "head_dim": 8, "n_groups": 1, "expand": 3},
         MAMBA | {"num_heads": 6, "head_dim": 8, "n_groups": 3, "chunk_size": 7, "layer_norm_epsilon": 0.01},
     ],
     "smollm3": [
@@ -179,7 +183,9 @@ FAMILIES: dict[str, list[dict[str, Any]]] = {
     "deepseek_v2": [
         LATENT | LATENT_YARN | {"topk_method": "greedy"},
         LATENT | FEW_LATENTS | GROUPS | UNEQUAL | {"topk_method": "group_limited_greedy", "rms_norm_eps": 0.01},
-        LATENT | rope(theta=9.0) | {"first_k_dense_replace": 0, "num_hidden_layers": 1, "tie_word_embeddings": True},
+        LATENT
+        | rope(theta=9.0)
+        | {"first_k_dense_replace": 0, "num_hidden_layers": 1, "tie_word_embeddings": True},
     ],
     "deepseek_v3": [
         LATENT | FEW_LATENTS | GROUPS | LATENT_YARN,

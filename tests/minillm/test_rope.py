@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minillm import rope
-from minillm.archs.common import rope_from_hf
+from minillm.archs.from_hf import rope_from_hf
 from minillm.config import Fields
 from minillm.errors import UserError
 from minillm.ops import apply_rope, rope_frequencies

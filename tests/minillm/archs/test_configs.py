@@ -2,31 +2,16 @@
 
 import json
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny
 from safetensors.numpy import load_file, save_file
+from tiny import config, settings, without
 
 import minillm
-from minillm.archs import find_hf
-from minillm.config import Config, Fields
+from minillm.config import Config
 from minillm.errors import UserError
-
-
-def settings(name: str, folder: Path) -> dict:
-    """The config.json of a golden."""
-    tiny.unpacked(name, folder)
-    return json.loads((folder / "config.json").read_text())
-
-
-def config(values: dict, context: int | None = None) -> Config:
-    return find_hf(values["model_type"], "config.json").config_from_hf(Fields(values, "config.json", context))
-
-
-def without(values: dict, *keys: str, **more) -> dict:
-    return {key: value for key, value in values.items() if key not in keys} | more
 
 
 def windows(config: Config) -> list[int | None]:
@@ -83,6 +68,14 @@ REFUSED = {
     "no_rope_layers is": ("smollm3_0", {"no_rope_layers": [1, 2]}),
     "interpolate_factor is 2": ("phi3_0", {"interpolate_factor": 2}),
     "rms_norm_eps is missing": ("phi3_0", {"rms_norm_eps": None}),
+    "head_dim is 15, expected an even number": ("gemma3_text_0", {"head_dim": 15}),
+    "rope_theta is 1, expected a number above 1": ("llama_0", {"rope_theta": 1, "rope_parameters": None}),
+    "rope_scaling is .*, which is not supported": ("llama_0", {"rope_scaling": {"type": "linear", "factor": 2.0}}),
+    "rope_type is 'spiral'": ("llama_0", {"rope_parameters": {"rope_type": "spiral"}}),
+    "high_freq_factor is 1, expected more than low_freq_factor": (
+        "llama_4",
+        {"rope_parameters": {"rope_type": "llama3", "factor": 8, "low_freq_factor": 2, "high_freq_factor": 1}},
+    ),
     "partial_rotary_factor is 0.3": ("phi3_0", {"rope_parameters": {"partial_rotary_factor": 0.3}}),
 }
 

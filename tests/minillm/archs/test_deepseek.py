@@ -9,11 +9,9 @@ import tiny
 from safetensors.numpy import load_file, save_file
 
 import minillm
-from minillm.archs.tensors import View
 from minillm.checkpoint.gguf import GGUF
-from minillm.checkpoint.loader import open_checkpoint, stacked
+from minillm.checkpoint.loader import open_checkpoint
 from minillm.errors import UserError
-from minillm.model import Model
 
 WORDS = {
     "model.embed_tokens": "token_embd",
@@ -144,26 +142,6 @@ def test_llama_cpp_gives_the_same_probabilities(golden, tmp_path):
     logits = lm.logits([tokens])[0, -1].astype(np.float64)
     ours = logits - np.logaddexp.reduce(logits)
     tiny.assert_agrees(ours, np.array([theirs[i] for i in range(v)]))
-
-
-def test_any_slice_is_a_slice_of_the_whole_and_writing_is_reading_turned_around(golden, tmp_path):
-    for path in (tmp_path, tmp_path / "m.gguf"):
-        checkpoint, written = open_checkpoint(path), {}
-
-        def check(name, layer, *shapes, init, checkpoint=checkpoint, written=written):
-            view, entry = View(checkpoint.source, checkpoint.config, layer), checkpoint.entries[name]
-            whole = entry.read(view)
-            for rows in (slice(0, 1), slice(3, 8), slice(2, None)):
-                np.testing.assert_array_equal(entry.read(view, (rows,)), whole[rows])
-            if whole.ndim > 1:
-                np.testing.assert_array_equal(entry.read(view, (slice(2, 7), slice(1, 3))), whole[2:7, 1:3])
-            written |= entry.write(view, whole, *shapes)
-            return stacked(shapes)
-
-        Model.build(checkpoint.config, check)
-        assert written.keys() == set(checkpoint.source.names())
-        for name, array in written.items():
-            np.testing.assert_array_equal(array, checkpoint.source.read(name))
 
 
 def test_what_predicts_a_second_token_is_not_read(golden, tmp_path):

@@ -1,32 +1,15 @@
 """What config files of models with experts say in more than one way, and where tokens go."""
 
-import json
-
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from tiny import config, settings, without
 
 import minillm
-from minillm.archs import find_hf
 from minillm.blocks import MLPSpec, MoE, MoESpec
-from minillm.config import Config, Fields
 from minillm.errors import UserError
 from minillm.span import Span
-
-
-def settings(name: str, folder) -> dict:
-    """The config.json of a golden."""
-    tiny.unpacked(name, folder)
-    return json.loads((folder / "config.json").read_text())
-
-
-def config(values: dict) -> Config:
-    return find_hf(values["model_type"], "config.json").config_from_hf(Fields(values, "config.json"))
-
-
-def without(values: dict, *keys: str, **more) -> dict:
-    return {key: value for key, value in values.items() if key not in keys} | more
 
 
 def test_experts_may_be_counted_by_either_name(tmp_path):
@@ -72,6 +55,21 @@ REFUSED = {
     "num_local_experts is 8, which is not supported; expected 7": ("qwen3_moe_0", {"num_experts": 7}),
     "norm_topk_prob is 1": ("qwen3_moe_0", {"norm_topk_prob": 1}),
     "max_window_layers = 1": ("qwen3_moe_1", {"max_window_layers": 1}),
+    "mlp_only_layers is .2., expected a list of whole numbers from 0 to 1": (
+        "qwen3_moe_0",
+        {"mlp_only_layers": [2]},
+    ),
+    "num_experts_per_tok is 9, expected at most the number of experts, 8": (
+        "deepseek_v2_0",
+        {"num_experts_per_tok": 9},
+    ),
+    "n_group is 3, expected a divisor of the number of experts, 8": ("deepseek_v3_0", {"n_group": 3}),
+    "topk_group is 5, expected a whole number from 2 to n_group = 4": ("deepseek_v3_0", {"topk_group": 5}),
+    "topk_group is 1, expected a whole number from 2 to n_group = 4": ("deepseek_v3_0", {"topk_group": 1}),
+    "qk_rope_head_dim is 5, expected an even number": (
+        "deepseek_v2_0",
+        {"qk_rope_head_dim": 5, "head_dim": 5, "qk_head_dim": 9},
+    ),
     "clip_qkv is 8.0": ("olmoe_0", {"clip_qkv": 8.0}),
     "quantization_config = ": ("gpt_oss_0", {"quantization_config": MXFP4}),
     "swiglu_alpha is 1.5": ("gpt_oss_0", {"swiglu_alpha": 1.5}),

@@ -28,7 +28,7 @@ SQUARING = '''
 from dataclasses import dataclass
 import jax.numpy as jnp
 from flax import struct
-from minillm.archs.common import attention_from_hf, decoder_from_hf
+from minillm.archs.from_hf import attention_from_hf, decoder_from_hf
 from minillm.archs.llama import GGUF_TENSORS, HARMLESS_TENSORS, HF_TENSORS, config_from_gguf
 from minillm.archs.tensors import Tensor
 
@@ -125,6 +125,13 @@ def test_a_family_may_bring_a_block_of_its_own(tmp_path):
     lm = minillm.load(files.write_folder(tmp_path, config), arch=module_of(SQUARING, tmp_path))
     assert len(lm.generate([3, 4, 5], max_tokens=5, temperature=0.0).tokens) >= 1
     laws.check_causality(lm.model, lambda rng, shape: rng.integers(0, 272, shape).astype(np.int32))
+
+
+def test_a_family_that_forgets_a_parameter_is_refused_by_its_name(tmp_path):
+    without = SQUARING.replace('    "square.up": Tensor("model.layers.{i}.mlp.up_proj.weight"),\n', "")
+    config = files.CONFIG | {"model_type": "squaring", "hidden_act": "square"}
+    with pytest.raises(UserError, match=r"squaring architecture names no tensor for square\.up"):
+        minillm.load(files.write_folder(tmp_path, config), arch=module_of(without, tmp_path))
 
 
 def table() -> str:

@@ -307,9 +307,8 @@ OPTIONAL = """
     attention.q_lora_rank attention.sliding_window attention.sliding_window_pattern attn_logit_softcapping
     final_logit_softcapping rope.freq_base rope.freq_base_swa rope.dimension_count rope.scaling.type
     rope.scaling.original_context_length rope.scaling.attn_factor full_attention_interval expert_count
-    expert_weights_norm expert_weights_scale expert_gating_func expert_group_count expert_group_used_count
+    expert_weights_norm expert_weights_scale expert_gating_func
     ssm.dt_b_c_rms rope_freqs.weight output.weight mamba.feed_forward_length mamba2.feed_forward_length
-    full_attention_interval
 """.split()
 
 # Without these it is another field that does not fit.

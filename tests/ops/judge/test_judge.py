@@ -1,6 +1,7 @@
 import functools
 import json
 import sys
+from dataclasses import replace
 from itertools import count
 
 import jax
@@ -13,6 +14,7 @@ from minillm.ops.cases import Case, Law, Op
 from minillm.ops.judge import verdict
 from minillm.ops.judge.accuracy import UNIT32, Ideal, ratios, rounding_of
 from minillm.ops.judge.kernel import Kernel, to_library, to_numpy
+from minillm.ops.judge.report import Report
 from minillm.ops.judge.trials import Trial, run_trial
 from minillm.ops.norm import rms_norm, rms_norm_ref
 
@@ -103,9 +105,74 @@ def test_a_failing_trial_can_be_repeated_from_its_line():
 
 def test_conventions_of_others_let_a_small_bug_pass_and_say_so():
     verdicts = judge(wrong_in_channel_5, shrink=False).conventions
-    assert not verdicts["flash-attention"]
-    assert verdicts["flash-linear-attention"]
-    assert verdicts["allclose(1e-2)"]
+    assert {name for name, counts in verdicts.items() if not counts["failed"]} >= {
+        "flash-linear-attention",
+        "allclose(1e-2)",
+    }
+    assert verdicts["flash-attention"]["failed"]
+
+
+def test_conventions_are_counted_and_said_to_decide_nothing():
+    report = Report("norm", "f", "float32")
+    for passed in (True, False, True):
+        report.note(None, {"strict": passed, "mild": True})
+    assert "other conventions (they decide nothing): strict fails 1 of 3, mild passes" in str(report)
+
+
+def simple_and_complex(kernel, **options):
+    """The report on a kernel of NORM with a simple case, then one that the judge tries first."""
+    small = Case("small", {"b": 2, "d": 8}, {"eps": 0.0})
+    everything = Case("everything", {"b": 3, "d": 64}, {"eps": 0.5})
+    return ops.validate(replace(NORM, cases=(small, everything)), kernel, arrays="numpy", **options)
+
+
+def test_a_failure_is_reported_on_the_simplest_case_that_fails():
+    def doubled(x, weight, eps):
+        return numpy_norm(x, weight, eps) * 2
+
+    assert simple_and_complex(doubled, shrink=False).failures[0].trial.startswith("accuracy; everything;")
+    assert simple_and_complex(doubled).failures[0].trial.startswith("accuracy; small;")
+
+
+def test_shrinking_has_one_cap_for_all_failures_and_says_how_far_it_is():
+    told = []
+    report = judge(wrong_in_channel_5, progress=lambda *news: told.append(news))
+    assert told[0][0] == "trials"
+    assert told[-1] == ("shrinking", len(report.failures), len(report.failures))
+
+
+def test_what_was_found_before_an_interruption_is_kept_while_shrinking(monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(verdict, "shrunk", interrupt)
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        judge(wrong_in_channel_5)
+    report = stopped.value.report  # pyright: ignore[reportAttributeAccessIssue]
+    assert report.failures
+    assert not report.ok
+
+
+def test_what_raises_names_the_innermost_line_of_the_user_and_is_told_once():
+    def calls_crashes(x, weight, eps):
+        return crashes(x, weight, eps)
+
+    (failure,) = judge(calls_crashes).failures
+    line = crashes.__code__.co_firstlineno + 1
+    assert failure.fault == f"raised IndexError: tile 3 (test_judge.py:{line})"
+    assert {trial.split(";")[0] for trial in failure.also} >= {"exact", "law same call, same bits"}
+
+
+def test_where_nothing_is_judged_that_is_said_with_what_a_kernel_is_given():
+    report = judge(numpy_norm, supports={"d": (7,)})
+    assert not report.ok
+    assert "norm in float32: NOTHING JUDGED" in str(report)
+    assert "x, weight; eps -> y" in str(report)
+    assert "not covered, d = 64: many" in str(report)
+
+
+def test_one_trial_is_one_trial():
+    assert "  1 trial: 1 accuracy" in str(judge(numpy_norm, only="accuracy; many; seed 0"))
 
 
 def test_what_a_kernel_does_not_take_is_reported_and_never_passed():
@@ -279,7 +346,10 @@ def says_nothing(x, weight, eps):
         (wrong_shape, "y has shape"),
         (too_many, "returned 2 outputs, expected 1"),
         (crashes, "raised IndexError: tile 3"),
-        (lambda x, weight, eps: numpy_norm(x, weight, eps) * np.float32("nan"), "inf times"),
+        (
+            lambda x, weight, eps: numpy_norm(x, weight, eps) * np.float32("nan"),
+            "y[0, 0] is nan, the definition gives ",
+        ),
     ],
 )
 def test_each_kind_of_fault_is_named(kernel, fault):
@@ -384,7 +454,7 @@ def test_the_report_is_json():
 
 
 def test_bad_arguments_are_refused_by_name():
-    with pytest.raises(ValueError, match="op is 'atention', expected one of: "):
+    with pytest.raises(ValueError, match=r"op is 'atention', did you mean 'attention'\? Expected one of: "):
         ops.validate("atention", numpy_norm)
     with pytest.raises(ValueError, match="dtype is 'fp8'"):
         judge(numpy_norm, dtype="fp8")
