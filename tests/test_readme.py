@@ -39,7 +39,9 @@ def test_the_readmes_python_runs(smollm2, capsys, monkeypatch):
     assert len(capsys.readouterr().out) > 40
 
 
-def test_the_attention_example_of_ops_runs(capsys):
-    (snippet,) = re.findall(r"```python\n(.*?)```", (ROOT / "ops" / "README.md").read_text(), re.S)
-    exec(snippet, {})
+def test_the_examples_of_ops_run(capsys):
+    example, kernels = re.findall(r"```python\n(.*?)```", (ROOT / "ops" / "README.md").read_text(), re.S)
+    exec(example, names := {})
     assert float(capsys.readouterr().out) < 1e-5
+    exec(kernels, names)
+    assert names["flash"](names["q"], names["k"], names["v"]).shape == names["q"].shape

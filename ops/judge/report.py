@@ -107,7 +107,9 @@ class Report:
             lines += [f"  laws that no covered case could use: {'; '.join(self.unused)}"]
         if self.left_out:
             lines += [f"  {counted(self.left_out, 'trial')} left out for lack of time"]
-        if not self.ran and not self.interrupted:
+        if self.interrupted:
+            lines += ["  interrupted: this is what was found until then"]
+        elif not self.ran:
             lines += ["  nothing was run: the kernel covers no case", f"  what it would be given: {self.signature}"]
         return "\n".join(lines)
 
