@@ -80,7 +80,9 @@ def measure(peers: bool, rounds: int, n: int) -> dict:
             done.append(Round(turns, bandwidth))
     return {
         "speed_of_minillm_over": {name: ratio(done, name) for name in contestants if name != "minillm"},
-        "decoders": {name: speed(done, name, n, weight_bytes) for name in contestants},
+        "decoders": {
+            name: speed(done, name, n) | bandwidth_share(done, name, n, weight_bytes) for name in contestants
+        },
         "same_tokens_as_minillm": {name: agreement(done, name) for name in contestants if name != "minillm"},
         "memory_bandwidth_gb_s": round(statistics.median(one.bandwidth for one in done) / 1e9, 1),
         "weights_gb": round(weight_bytes / 1e9, 3),
@@ -103,16 +105,16 @@ def ratio(rounds: list[Round], peer: str) -> dict:
     return {"median": rounded(np.median(ratios)), "interval_95": [rounded(end) for end in median_interval(ratios)]}
 
 
-def speed(rounds: list[Round], name: str, n: int, weight_bytes: int) -> dict:
-    """Tokens a second, and the share of the memory bandwidth that reading the weights so often takes."""
-    rates = np.array([n / one.turns[name].seconds for one in rounds])
-    shares = rates * weight_bytes / np.array([one.bandwidth for one in rounds])
-    low, middle, high = np.percentile(rates, (25, 50, 75))
-    return {
-        "tokens_per_second": rounded(middle),
-        "quartiles": [rounded(low), rounded(high)],
-        "bandwidth_share": rounded(np.median(shares)),
-    }
+def speed(rounds: list[Round], name: str, n: int) -> dict:
+    """Tokens a second, and between which rates half of the rounds lay."""
+    low, middle, high = np.percentile([n / one.turns[name].seconds for one in rounds], (25, 50, 75))
+    return {"tokens_per_second": rounded(middle), "quartiles": [rounded(low), rounded(high)]}
+
+
+def bandwidth_share(rounds: list[Round], name: str, n: int, weight_bytes: int) -> dict:
+    """The share of the memory bandwidth that reading the weights once a token takes."""
+    shares = [n / one.turns[name].seconds * weight_bytes / one.bandwidth for one in rounds]
+    return {"bandwidth_share": rounded(np.median(shares))}
 
 
 def agreement(rounds: list[Round], peer: str) -> dict:

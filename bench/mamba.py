@@ -30,7 +30,7 @@ from minillm.generate import Plan, generate_tokens
 from minillm.sampling import new_sampler
 from minillm.xla import memory_bandwidth
 
-from .decode import agreement, cpu_model, ratio, rounded, span, speed
+from .decode import agreement, bandwidth_share, cpu_model, ratio, rounded, span, speed
 from .peers import THREADS, Clock
 from .timing import Contestant, Decode, Round, rotated, wait_for_quiet
 
@@ -78,10 +78,12 @@ def measure(folder: str, peers: bool, rounds: int, n: int) -> dict:
             prefills.append(Round(prefill, bandwidth))
             decodes.append(Round(decode, bandwidth))
     prefills, decodes = prefills[1:], decodes[1:]  # some still compile in the first round
+    parameters = jax.tree.leaves(minillm.init(SIZES | {"model_type": "mamba"}).shapes)
+    weight_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in parameters)
     turns = [turn for one in prefills + decodes for turn in one.turns.values()]
     return {
         "prefill": compared(prefills, PROMPT),
-        "decode": compared(decodes, n),
+        "decode": compared(decodes, n) | bandwidth_share(decodes, "minillm", n, weight_bytes),
         "others_at_most": rounded(max(turn.others for turn in turns)),
         "setting": {"dtype": "float32", "prompt": PROMPT, "tokens": n, "rounds": rounds, **SIZES},
         "machine": {"cpu": cpu_model(), "cores": os.cpu_count(), "system": platform.system()},
@@ -102,12 +104,11 @@ def versions(peers: bool) -> dict[str, str]:
 
 def compared(rounds: list[Round], n: int) -> dict:
     """Speeds of everyone at n tokens a turn, beside ours."""
-    parameters = jax.tree.leaves(minillm.init(SIZES | {"model_type": "mamba"}).shapes)
-    weight_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in parameters)
-    others = [name for name in rounds[0].turns if name != "minillm"]
+    present = [name for name in OPENED if name in rounds[0].turns]
+    others = present[1:]
     return {
         "speed_of_minillm_over": {name: ratio(rounds, name) for name in others},
-        "speeds": {name: speed(rounds, name, n, weight_bytes) for name in rounds[0].turns},
+        "speeds": {name: speed(rounds, name, n) for name in present},
         "same_tokens_as_minillm": {name: agreement(rounds, name) for name in others},
     }
 
@@ -198,9 +199,8 @@ def show(report: dict) -> None:
                 row.append(f"{same['before_first_difference']} of {same['of']}")
             table.add_row(*row)
     Console(width=100).print(table)
-    share = report["decode"]["speeds"]["minillm"]["bandwidth_share"]
     print(f"{report['setting']['rounds']} rounds, others took up to {report['others_at_most']:.0%} of the machine;")
-    print(f"decoding, minillm used {share:.0%} of the memory bandwidth")
+    print(f"decoding, minillm used {report['decode']['bandwidth_share']:.0%} of the memory bandwidth")
 
 
 if __name__ == "__main__":

@@ -21,6 +21,10 @@ from ..span import Span
 from .mamba import slow_steps, taps
 from .params import Linear, Norm, Params, Shape, ones, zeros
 
+# Tokens a chunk. For 512 tokens of 24 heads of 64 x 128, two cores take 6.4 ms with 32, 8 with 64 and 30 with 256,
+# and 11 one by one.
+CHUNK = 32
+
 
 @dataclass(frozen=True)
 class Mamba2Spec:
@@ -109,7 +113,7 @@ class Mamba2:
         b, t, _ = xBC.shape
         xBC, conv = causal_conv1d(xBC, self.conv.T, self.conv_bias, state=state["conv"], lengths=lengths)
         x, B, C = jnp.split(silu(xBC), (s.i, s.i + s.g * s.n), axis=-1)
-        ssd = recurrent_ssd if t == 1 else chunked_ssd
+        ssd = recurrent_ssd if t == 1 else partial(chunked_ssd, chunk=CHUNK)
         y, ssm = ssd(
             x.reshape(b, t, s.h, s.k),
             dt,
