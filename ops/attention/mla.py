@@ -91,9 +91,9 @@ def absorbed_mla_attention(
 
     # Two sums, for one of [c, k_rope] would first copy all of the memory.
     def part(q: jax.Array, k: jax.Array) -> jax.Array:
-        return scores(q, k[:, :, None], q_pos, k_pos, seen, scale=scale, softcap=None)
+        return scores(q, k[:, :, None], q_pos, k_pos, seen, scale=1.0, softcap=None)
 
-    score = part(project("bthk,hkl->bthl", q_nope, w_uk), latent) + part(q_rope, k_rope)
+    score = scale * (part(project("bthk,hkl->bthl", q_nope, w_uk), latent) + part(q_rope, k_rope))
     y, lse = average(score, only_tokens(latent[:, :, None], k_pos))
     y = project("bthl,hjl->bthj", y.astype(q_nope.dtype), w_uv)
     return (y, lse) if return_lse else y
