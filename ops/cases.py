@@ -43,7 +43,7 @@ class Op:
 
     `draw(case, rng)` gives float64, int32 and bool arrays by argument name; floats are then rounded to the dtype
     under test, and the definition sees the rounded values. A style changes drawn arrays into nasty ones. `exact`
-    draws inputs whose answer is exactly representable (where it is not, the judge does not look).
+    draws inputs whose answer is exactly representable (where it is not, the judge does not look; None: nowhere).
     """
 
     name: str
@@ -54,7 +54,7 @@ class Op:
     cases: tuple[Case, ...]
     draw: Callable[[Case, np.random.Generator], Arrays]
     styles: Mapping[str, Callable[[Arrays, Case, np.random.Generator], Arrays]] = field(default_factory=dict)
-    exact: Callable[[Case, np.random.Generator], Arrays] | None = None
+    exact: Callable[[Case, np.random.Generator], Arrays | None] | None = None
     laws: tuple[Law, ...] = ()
     batched: tuple[str, ...] = ()  # arrays whose first axis is b: rows that must not know of each other
     wide: tuple[str, ...] = ()  # float arrays that stay float32 when the rest is narrower (a state, decay rates)

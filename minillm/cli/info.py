@@ -47,7 +47,7 @@ def command(model: str) -> None:
         click.echo(f"{name:<40}{shape:>16}{source.dtype(name):>7}{source.nbytes(name):>14,}")
     click.echo()
     for name, value in rows:
-        click.echo(f"{name:<14}{value}")
+        click.echo(f"{name:<17}{value}")
 
 
 def layers(config: "Config") -> Iterator[tuple[str, str]]:

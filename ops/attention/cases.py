@@ -121,19 +121,20 @@ def scatter(arrays: Arrays, rng: np.random.Generator) -> Arrays:
     return with_keys(moved, moved["k_pos"] >= 0, np.nan)
 
 
-def retrieval(case: Case, rng: np.random.Generator) -> Arrays:
-    """Look-ups: a softmax that is exactly one-hot, or, with sinks of 0, halved."""
+def retrieval(case: Case, rng: np.random.Generator) -> Arrays | None:
+    """Look-ups: a softmax that is exactly one-hot, or, with sinks of 0, halved. None if it cannot be."""
+    if case.sizes["k"] == 1 or "softcap" in case.options:
+        return None
     arrays = draw(case, rng)
     if "sinks" in arrays:
         arrays["sinks"] = np.zeros_like(arrays["sinks"])
     if "alibi" in arrays:
         arrays["alibi"] = np.zeros_like(arrays["alibi"])
-    h, (g, k) = arrays["q"].shape[2], arrays["k"].shape[2:]
+    h, g = arrays["q"].shape[2], arrays["k"].shape[2]
     keys = look_up_keys(arrays["k"].shape, rng)
     arrays["q"] = look_up_queries(np.repeat(keys, h // g, axis=2), arrays, case.options, rng)
     arrays["k"] = np.where(np.isnan(arrays["k"]), np.nan, keys)
-    if k > 1 and "softcap" not in case.options:  # otherwise not one-hot: drawn values make that plain
-        arrays["v"] = np.where(np.isnan(arrays["v"]), np.nan, rng.choice(POWERS_OF_TWO, arrays["v"].shape))
+    arrays["v"] = np.where(np.isnan(arrays["v"]), np.nan, rng.choice(POWERS_OF_TWO, arrays["v"].shape))
     return arrays
 
 

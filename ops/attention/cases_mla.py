@@ -52,17 +52,19 @@ def draw(case: Case, rng: np.random.Generator) -> Arrays:
     return scatter(arrays | draw_context(case, rng), rng)
 
 
-def retrieval(case: Case, rng: np.random.Generator) -> Arrays:
+def retrieval(case: Case, rng: np.random.Generator) -> Arrays | None:
     """Look-ups, as in `cases.py`: half the latent's channels are matched, the others read.
 
     Each channel of a head's keys and values is one channel of the latent, so that both maps are exact, too.
     """
-    arrays = draw(case, rng)
     h, k, a, l, j = (case.sizes[letter] for letter in ("h", "k", "a", "l", "j"))
-    b, s = arrays["latent"].shape[:2]
     matched = l // 2
+    if matched + a == 1:  # too narrow to tell keys apart
+        return None
+    arrays = draw(case, rng)
+    b, s = arrays["latent"].shape[:2]
     numbers = look_up_keys((b, s, 1, matched + a), rng)[:, :, 0]
-    values = rng.choice(POWERS_OF_TWO, (b, s, l - matched)) if matched + a > 1 else np.nan_to_num(arrays["latent"])
+    values = rng.choice(POWERS_OF_TWO, (b, s, l - matched))
     rows = {"latent": np.concatenate([numbers[..., :matched], values], axis=2), "k_rope": numbers[..., matched:]}
     w_uk, w_uv = np.zeros((h, k, l)), np.zeros((h, j, l))
     for head, i in np.ndindex(h, k if matched else 0):

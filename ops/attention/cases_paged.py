@@ -68,16 +68,17 @@ def lay_out(
     return {"q": q, "k_pages": k_pages, "v_pages": v_pages, "pages": pages, "lengths": lengths}
 
 
-def retrieval(case: Case, rng: np.random.Generator) -> Arrays:
+def retrieval(case: Case, rng: np.random.Generator) -> Arrays | None:
     """Look-ups, as in `cases.py`, with the keys in pages."""
+    if case.sizes["k"] == 1 or "softcap" in case.options:
+        return None
     q, k, v, lengths = draw_tokens(case, rng)
     t, h, s = q.shape[1], q.shape[2], k.shape[1]
     rows = {"q": q, "k": k, "q_pos": (lengths[:, None] - t + np.arange(t)).astype(np.int32)}
     rows["k_pos"] = np.where(np.arange(s) < lengths[:, None], np.arange(s), -1).astype(np.int32)
     k = look_up_keys(k.shape, rng)
     q = look_up_queries(np.repeat(k, h // k.shape[2], axis=2), rows, case.options, rng)
-    if k.shape[3] > 1 and "softcap" not in case.options:
-        v = rng.choice(POWERS_OF_TWO, v.shape)
+    v = rng.choice(POWERS_OF_TWO, v.shape)
     sinks = {name: np.zeros(h) for name in case.inputs}
     return lay_out(q, k, v, lengths, case.sizes["o"], rng) | sinks
 

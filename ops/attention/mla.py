@@ -86,14 +86,14 @@ def absorbed_mla_attention(
     ValueError if q_pos is left out with t > s.
     """
     q_pos, k_pos = positions("absorbed_mla_attention", q_nope, latent, q_pos, k_pos)
-    scale = (q_nope.shape[3] + q_rope.shape[3]) ** -0.5 if scale is None else scale
+    factor = (q_nope.shape[3] + q_rope.shape[3]) ** -0.5 if scale is None else scale
     seen = visible(q_pos, k_pos, causal=causal, window=None, mask=mask, q_segment=None, k_segment=None)
 
     # Two sums, for one of [c, k_rope] would first copy all of the memory.
     def part(q: jax.Array, k: jax.Array) -> jax.Array:
         return scores(q, k[:, :, None], q_pos, k_pos, seen, scale=1.0, softcap=None)
 
-    score = scale * (part(project("bthk,hkl->bthl", q_nope, w_uk), latent) + part(q_rope, k_rope))
+    score = factor * (part(project("bthk,hkl->bthl", q_nope, w_uk), latent) + part(q_rope, k_rope))
     y, lse = average(score, only_tokens(latent[:, :, None], k_pos))
     y = project("bthl,hjl->bthj", y.astype(q_nope.dtype), w_uv)
     return (y, lse) if return_lse else y

@@ -85,7 +85,8 @@ class Kernel:
         NotCovered if it lacks a keyword or does not declare an option, ValueError if it changes an argument.
         """
         keywords = [name for name in arrays if name not in op.required]
-        if reason := self.missing((*keywords, *options)) or self.undeclared({**defaults_of(op), **options}):
+        facts = {**defaults_of(op), **options, **dict.fromkeys(keywords, True)}
+        if reason := self.missing((*keywords, *options)) or self.undeclared(facts):
             raise NotCovered(f"{self.name}: {reason}")
         given = {name: to_library(x, self.arrays, order) for name, x in arrays.items()}
         named = {name: given[name] for name in keywords}

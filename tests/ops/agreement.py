@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache, partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -57,7 +58,7 @@ def assert_forms_agree(op: Op, draw: Callable[[Case, np.random.Generator], Array
                     assert_same(f"{form}, {case.name}, {output}", y, expected, 1e-12)
 
 
-def all_draws(op: Op) -> Iterable[tuple[str, Callable[[Case, np.random.Generator], Arrays]]]:
+def all_draws(op: Op) -> Iterable[tuple[str, Callable[[Case, np.random.Generator], Any]]]:
     """Ordinary, exact and nasty inputs by name."""
     yield "ordinary", op.draw
     if op.exact:

@@ -67,6 +67,9 @@ def test_every_form_is_its_definition_on_ordinary_and_on_nasty_inputs(op, case):
 @pytest.mark.parametrize(("op", "case"), CASES)
 def test_look_ups_are_exact_to_the_bit(op, case):
     arrays = op.exact(case, np.random.default_rng(1))
+    if arrays is None:  # an average is not exact
+        assert "softcap" in case.options or case.sizes["k"] == 1
+        return
     narrow = {name: x.astype(jnp.bfloat16) if x.dtype == float else x for name, x in arrays.items()}
     for name, x in arrays.items():
         assert name in ("v", "v_pages", "latent") or np.array_equal(x, narrow[name].astype(x.dtype), equal_nan=True)
@@ -133,7 +136,7 @@ def test_any_smaller_sizes_are_legal(op):
                 letter: int(rng.integers(letter != "past", min(size, 6) + 1)) for letter, size in case.sizes.items()
             }
             smaller = Case(case.name, sizes, case.options, case.inputs)
-            for arrays in (op.draw(smaller, rng), op.exact(smaller, rng)):
+            for arrays in filter(None, (op.draw(smaller, rng), op.exact(smaller, rng))):
                 for style in (lambda arrays, *_: arrays, *op.styles.values()):
                     y = invoke(op, op.ref, style(arrays, smaller, rng), case.options)[0]
                     assert np.isfinite(y).all()

@@ -516,3 +516,11 @@ def test_a_torch_kernel_is_judged(dtype):
 
     judge(torch_norm, arrays="torch", dtype=dtype).assert_ok()
     assert not judge(lambda x, weight, eps: torch_norm(x, weight, eps) * 1.01, arrays="torch", dtype=dtype).ok
+
+
+@pytest.mark.parametrize("sizes", ["", "; past=1 g=1 k=1 j=1"])
+def test_a_look_up_that_is_an_average_is_not_judged_by_equality(sizes):
+    case = "600 keys" if sizes else "one channel"
+    for seed in range(12):
+        only = f"exact; {case}; seed {seed}{sizes}"
+        assert not ops.validate("attention", ops.naive_attention, only=only).failures
