@@ -20,6 +20,20 @@ def _strict():
         yield
 
 
+@pytest.fixture(scope="module")
+def quick_laws():
+    """Compile the laws unoptimised: programs are compared with one another, and XLA is tested elsewhere."""
+    from agreement import QUICK
+
+    from minillm import laws
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, donated in (("advance", "state"), ("read_whole", ())):
+            function = getattr(laws, name).__wrapped__
+            patch.setattr(laws, name, jax.jit(function, donate_argnames=donated, compiler_options=QUICK))
+        yield
+
+
 @pytest.fixture(scope="session")
 def smollm2():
     """SmolLM2-135M, the real model; pulled once.

@@ -124,7 +124,7 @@ def described(error: BaseException) -> str:
     """What was raised, on one short line that any terminal and any encoding can show."""
     try:
         text = str(error)
-    except Exception:
+    except Exception:  # __str__ is the kernel's code, too; that it raised is reported in place of the message
         text = "(a message that cannot be read)"
     words = "".join(character if character.isprintable() else " " for character in text).split()
     return f"{type(error).__name__}: {' '.join(words)[:500]}"

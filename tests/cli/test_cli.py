@@ -25,7 +25,7 @@ def generate(tiny, *arguments: str, stdin: str | bytes | None = None):
     return run("generate", "--model", tiny, "--max-tokens", "8", "--seed", "1", *arguments, stdin=stdin)
 
 
-def refused(result, *words: str) -> None:
+def assert_refused(result, *words: str) -> None:
     """Exit code 2 and one line without a traceback that has the words in it."""
     assert result.exit_code == 2, result.output
     assert "Traceback" not in result.output
@@ -94,40 +94,40 @@ def test_stats_compare_with_the_memorys_bandwidth(tiny):
 
 
 def test_bad_options_and_prompts_are_refused_in_one_line(tiny, tmp_path):
-    refused(run("generate", "hello"), "--model")
-    refused(generate(tiny, "hello", "--temperature", "warm"), "--temperature", "warm")
-    refused(generate(tiny, "hello", "--colour"), "--colour")
-    refused(run("generte"), "generte")
-    refused(generate(tiny, ""), "prompt is empty")
-    refused(generate(tiny, "x" * 500), "500 tokens", "128")
-    refused(generate(tiny, "hello", "--temperature", "-1"), "temperature is -1.0")
-    refused(generate(tiny, "-", stdin=b"caf\xe9"), "not UTF-8", "byte 3")
-    refused(run("generate", "--model", str(tmp_path / "none.gguf"), "x"), "none.gguf", "neither a file")
-    refused(run("generate", "--model", str(tmp_path), "x"), "config.json")
-    refused(run("info", "smollm3"), "smollm3", "smollm2-135m")
-    refused(run("pull", "smollm3"), "smollm3", "smollm2-135m")
+    assert_refused(run("generate", "hello"), "--model")
+    assert_refused(generate(tiny, "hello", "--temperature", "warm"), "--temperature", "warm")
+    assert_refused(generate(tiny, "hello", "--colour"), "--colour")
+    assert_refused(run("generte"), "generte")
+    assert_refused(generate(tiny, ""), "prompt is empty")
+    assert_refused(generate(tiny, "x" * 500), "500 tokens", "128")
+    assert_refused(generate(tiny, "hello", "--temperature", "-1"), "temperature is -1.0")
+    assert_refused(generate(tiny, "-", stdin=b"caf\xe9"), "not UTF-8", "byte 3")
+    assert_refused(run("generate", "--model", str(tmp_path / "none.gguf"), "x"), "none.gguf", "neither a file")
+    assert_refused(run("generate", "--model", str(tmp_path), "x"), "config.json")
+    assert_refused(run("info", "smollm3"), "smollm3", "smollm2-135m")
+    assert_refused(run("pull", "smollm3"), "smollm3", "smollm2-135m")
     folder = files.write_folder(tmp_path / "no-tokenizer")
-    refused(run("generate", "--model", str(folder), "x"), "no tokenizer")
-    refused(run("generate", "--model", str(folder), "--chat", "x"), "no tokenizer")
+    assert_refused(run("generate", "--model", str(folder), "x"), "no tokenizer")
+    assert_refused(run("generate", "--model", str(folder), "--chat", "x"), "no tokenizer")
 
 
 def test_text_of_a_damaged_file_cannot_break_the_one_line(tiny, tmp_path):
     config = files.CONFIG | {"model_type": "a\nb\x1b[31m" + "c" * 9999}
-    refused(run("info", str(files.write_folder(tmp_path / "odd", config=config))), "model_type")
+    assert_refused(run("info", str(files.write_folder(tmp_path / "odd", config=config))), "model_type")
     assert "\x1b" not in run("info", str(tmp_path / "odd")).stderr
     assert len(run("info", str(tmp_path / "odd")).stderr) < 600
-    refused(run("info", "x" * 5000), "File name too long")
+    assert_refused(run("info", "x" * 5000), "File name too long")
 
 
 def test_a_model_that_was_not_pulled_says_how(tmp_path, monkeypatch):
     monkeypatch.setenv("MINILLM_CACHE", str(tmp_path))
-    refused(run("info", "smollm2-135m"), "minillm pull smollm2-135m")
+    assert_refused(run("info", "smollm2-135m"), "minillm pull smollm2-135m")
 
 
 def test_a_folder_without_a_template_refuses_to_chat(tiny, monkeypatch):
     monkeypatch.setattr("files.TEMPLATE", "{{ raise_exception('users must not speak') }}")
     path = files.write_gguf(type(tiny)(tiny) + ".refuses.gguf")
-    refused(run("generate", "--model", str(path), "--chat", "x"), "users must not speak")
+    assert_refused(run("generate", "--model", str(path), "--chat", "x"), "users must not speak")
 
 
 def test_info_shows_every_tensor_and_the_memory(tiny):

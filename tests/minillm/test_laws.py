@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from agreement import QUICK
 from flax import struct
 from toys import ToyAttention, ToyRecurrence, toy_attention, toy_hybrid, toy_recurrence
 
@@ -18,14 +17,7 @@ def activations(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
     return rng.normal(size=(*shape, 16))
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _quick():
-    """The toys compile many programs, and what XLA makes of them is tested with real models."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name, donated in (("advance", "state"), ("read_whole", ())):
-            function = getattr(laws, name).__wrapped__
-            patch.setattr(laws, name, jax.jit(function, donate_argnames=donated, compiler_options=QUICK))
-        yield
+pytestmark = pytest.mark.usefixtures("quick_laws")
 
 
 @pytest.fixture(autouse=True)

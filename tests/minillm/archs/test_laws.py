@@ -2,24 +2,14 @@
 
 from dataclasses import replace
 
-import jax
 import pytest
 import tiny
-from agreement import QUICK
 from toys import ROUNDING, token_ids
 
 import minillm
 from minillm import laws
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _quick():
-    """Many programs are compiled here to compare them with one another, not to run fast."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name, donated in (("advance", "state"), ("read_whole", ())):
-            function = getattr(laws, name).__wrapped__
-            patch.setattr(laws, name, jax.jit(function, donate_argnames=donated, compiler_options=QUICK))
-        yield
+pytestmark = pytest.mark.usefixtures("quick_laws")
 
 
 @pytest.fixture(scope="module", params=tiny.FAMILIES)

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from agreement import QUICK
 
 from minillm import laws
 from minillm.blocks import Params
@@ -65,23 +64,14 @@ def test_it_is_what_its_definition_says(spec):
     np.testing.assert_allclose(y, defined(net, x), rtol=0, atol=1e-12 * np.abs(x).max())
 
 
-@pytest.fixture(scope="module")
-def _quick():
-    with pytest.MonkeyPatch.context() as patch:
-        for name, donated in (("advance", "state"), ("read_whole", ())):
-            function = getattr(laws, name).__wrapped__
-            patch.setattr(laws, name, jax.jit(function, donate_argnames=donated, compiler_options=QUICK))
-        yield
-
-
-@pytest.mark.usefixtures("_quick")
+@pytest.mark.usefixtures("quick_laws")
 @pytest.mark.parametrize("spec", SPECS)
 def test_every_schedule_gives_what_reading_whole_sequences_gives(spec):
     state = replace(laws.SPEC, dtype="float64")
     laws.check_schedules(block(spec), activations, spec=state, tolerance=1e-11, examples=3)
 
 
-@pytest.mark.usefixtures("_quick")
+@pytest.mark.usefixtures("quick_laws")
 def test_later_tokens_change_nothing_and_memory_is_updated_in_place():
     laws.check_causality(block(SPECS[0]), activations)
     laws.check_donation(block(SPECS[0]), activations, spec=replace(laws.SPEC, dtype="float64"))

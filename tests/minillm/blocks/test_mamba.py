@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from agreement import QUICK
 
 from minillm import laws
 from minillm.blocks import Mamba2Spec, MambaSpec, Params
@@ -94,16 +93,7 @@ def test_it_is_what_its_definition_says(spec):
     np.testing.assert_allclose(y, expected, rtol=0, atol=1e-12 * np.abs(expected).max())
 
 
-@pytest.fixture(scope="module")
-def _quick():
-    with pytest.MonkeyPatch.context() as patch:
-        for name, donated in (("advance", "state"), ("read_whole", ())):
-            function = getattr(laws, name).__wrapped__
-            patch.setattr(laws, name, jax.jit(function, donate_argnames=donated, compiler_options=QUICK))
-        yield
-
-
-@pytest.mark.usefixtures("_quick")
+@pytest.mark.usefixtures("quick_laws")
 @pytest.mark.parametrize("spec", SPECS[2:4])
 def test_the_laws_hold(spec):
     state = replace(laws.SPEC, dtype="float64")

@@ -23,7 +23,7 @@ def raw(good):
     return good.read_bytes()
 
 
-def try_to_load(path) -> None:
+def assert_loads_or_is_refused(path) -> None:
     """Load everything that generation would: it succeeds, or says in one line that names the file why it does not.
 
     Any other error is a bug, and fails the test that calls this.
@@ -68,7 +68,7 @@ def test_flipped_bytes_never_crash_the_reader(raw, tmp_path_factory, place, byte
     start = int(place * 12_000)  # the header, the metadata and the tensor table
     path = tmp_path_factory.getbasetemp() / "flipped.gguf"
     path.write_bytes(raw[:start] + bytes([byte]) * span + raw[start + span :])
-    try_to_load(path)
+    assert_loads_or_is_refused(path)
 
 
 HUGE = 2**63 - 1
