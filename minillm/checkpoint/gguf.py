@@ -22,6 +22,7 @@ SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "
 STRING, ARRAY = 8, 9
 SMALLEST = {STRING: 8} | {kind: struct.calcsize("<" + code) for kind, code in SCALARS.items()}
 PIECE = 1 << 18  # values decoded at once: more would fall out of the cache
+LONGEST_NAME = 256  # of a key or a tensor; llama.cpp itself allows tensors 63
 TENSOR_RECORD = 8 + 4 + 4 + 8  # the least a tensor takes in the table: name length, rank, type, offset
 
 
@@ -128,6 +129,16 @@ class Cursor:
         except UnicodeDecodeError:
             raise UserError(f"{self.where}: {what} is {raw[:40]!r}, expected UTF-8") from None
 
+    def name(self, what: str) -> str:
+        """The next string, short enough and printable: fit to stand in a message."""
+        found = self.string(what)
+        if not found.isprintable() or not 0 < len(found) <= LONGEST_NAME:
+            raise UserError(
+                f"{self.where}: {what} is {found[:40]!r} ({len(found)} characters), expected 1 to {LONGEST_NAME} "
+                "printable ones; the file is damaged, fetch it again"
+            )
+        return found
+
     def value(self, kind: int, what: str) -> Any:
         """The next metadata value of a kind."""
         if kind == STRING:
@@ -151,7 +162,7 @@ def read_metadata(cursor: Cursor, n_entries: int) -> dict[str, Any]:
     """The key-value pairs in front of the tensor table."""
     metadata: dict[str, Any] = {}
     for _ in range(n_entries):
-        key = cursor.string("metadata key")
+        key = cursor.name("metadata key")
         if key in metadata:
             raise UserError(f"{cursor.where}: metadata key {key} is there twice")
         metadata[key] = cursor.value(cursor.number("I", key), key)
@@ -162,7 +173,7 @@ def read_tensor_table(cursor: Cursor, n_tensors: int, alignment: int) -> dict[st
     """Where each tensor lies; every one of them inside the file."""
     listed = {}
     for _ in range(n_tensors):
-        name = cursor.string("tensor name")
+        name = cursor.name("tensor name")
         what = f"tensor {name}"
         rank = cursor.number("I", what)
         if not 1 <= rank <= 4:

@@ -109,6 +109,9 @@ BROKEN = {
     "value type": (header(text("a") + struct.pack("<I", 77) + bytes(64)), "value type 77"),
     "key twice": (header(ARCH, ARCH), "twice"),
     "not UTF-8": (header(struct.pack("<Q", 2) + b"\xff\xfe" + bytes(16)), "UTF-8"),
+    "key over lines": (header(text("two\nlines") + struct.pack("<IB", 7, 1)), r"'two\\nlines' .* printable"),
+    "endless key": (header(text("k" * 300) + struct.pack("<IB", 7, 1)), "300 characters"),
+    "nameless tensor": (header(ARCH, tensors=tensor(name=""), n_tensors=1) + bytes(999), "0 characters"),
     "tensor type": (header(ARCH, tensors=tensor(kind=42), n_tensors=1) + bytes(999), "type 42"),
     "rank": (header(ARCH, tensors=tensor(dims=(1,) * 9), n_tensors=1) + bytes(999), "9 dimensions"),
     "dimensions": (header(ARCH, tensors=tensor(dims=(HUGE, HUGE)), n_tensors=1) + bytes(999), "ends at byte"),
@@ -135,7 +138,7 @@ def test_a_broken_file_is_refused_by_name(fault, tmp_path):
     path.write_bytes(content)
     with pytest.raises(UserError, match=message) as caught:
         open_checkpoint(path)
-    assert str(path) in str(caught.value)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
 def rewritten(tmp_path, change) -> "minillm.checkpoint.loader.Checkpoint":
