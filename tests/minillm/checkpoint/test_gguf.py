@@ -138,7 +138,8 @@ def test_a_broken_file_is_refused_by_name(fault, tmp_path):
     path.write_bytes(content)
     with pytest.raises(UserError, match=message) as caught:
         open_checkpoint(path)
-    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def rewritten(tmp_path, change) -> "minillm.checkpoint.loader.Checkpoint":
