@@ -56,21 +56,21 @@ class Span:
         """i32 [b, t]: the positions, -1 for padding, as the attention ops want them."""
         return jnp.where(self.valid, self.pos, -1)
 
-    def row_pos(self, s: int) -> jax.Array:
-        """i32 [b, s]: the position held by row j of a memory that stores token j in row j; -1 if none."""
-        row = jnp.arange(s, dtype=jnp.int32)[None]
+    def row_pos(self, row: jax.Array) -> jax.Array:
+        """i32 [b, s]: the positions held by rows i32 [s] of a memory that stores token j in row j; -1 if none."""
+        row = row[None]
         if self.parent is None:
             return jnp.where(row < (self.start + self.n)[:, None], row, -1)
         new = row - self.start[:, None]  # index into the span
         drafted = jnp.take_along_axis(self.query_pos, jnp.clip(new, 0, self.pos.shape[1] - 1), axis=1)
         return jnp.where(new < 0, row, jnp.where(new < self.pos.shape[1], drafted, -1))
 
-    def row_mask(self, s: int) -> jax.Array | None:
-        """bool [b, t, s]: committed rows and the token's own ancestors; None for a chain, where order says it."""
+    def row_mask(self, row: jax.Array) -> jax.Array | None:
+        """bool [b, t, s]: rows i32 [s] that are committed or a token's ancestors; None for a chain, by order."""
         if self.parent is None:
             return None
         t = self.pos.shape[1]
-        new = jnp.arange(s, dtype=jnp.int32)[None] - self.start[:, None]  # b s
+        new = row[None] - self.start[:, None]  # b s
         kin = jnp.take_along_axis(ancestors(self.parent), jnp.clip(new, 0, t - 1)[:, None, :], axis=2)
         return (new < 0)[:, None, :] | ((new < t)[:, None, :] & kin)
 

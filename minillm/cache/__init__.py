@@ -4,9 +4,9 @@
     y, lse = memory.attend(q, at)              attention of the span's queries over everything they may see
     memory = memory.commit(at, keep, n_keep)   keep n_keep tokens, those at indices `keep` of the span
 
-How a memory lays out its rows is its secret. A recurrent block's state has no rows; it goes through `run` and
-`commit` of `recurrent.py`. Nothing is masked by multiplying: memory that was never written may hold NaN.
-`StateSpec` says how much of it there is.
+How a memory lays out its rows is its secret; `rows.py` reads them a block at a time. A recurrent block's state
+has no rows; it goes through `run` and `commit` of `recurrent.py`. Nothing is masked by multiplying: memory that
+was never written may hold NaN. `StateSpec` says how much of it there is.
 """
 
 import importlib

@@ -13,14 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from ..ops import naive_attention
 from ..span import Span
 from ..xla import on_device
+from .rows import Rows, attend_rows, n_written
 from .spec import StateSpec
-
-# What a span may look at: keys [b s g k], values [b s g j], positions i32 [b s], -1 for rows without a token, and
-# bool [b t s], who sees which of them (None: the order says it).
-Rows = tuple[jax.Array, jax.Array, jax.Array, jax.Array | None]
 
 
 @struct.dataclass
@@ -46,15 +42,21 @@ class Contiguous:
 
     def attend(self, q: jax.Array, at: Span, **options) -> tuple[jax.Array, jax.Array]:
         """q [b t h k] -> y [b t h j], lse [b t h]; options as in `ops.naive_attention`."""
-        return attend_rows(q, self.rows(at), at, **options)
+        return attend_rows(q, self, at, **options)
 
-    def rows(self, at: Span) -> Rows:
-        """All rows of the span's sequences."""
-        keys = self.keys if at.slot is None else self.keys[at.slot]
-        values = self.values if at.slot is None else self.values[at.slot]
-        s = keys.shape[2]
-        # Ops want [b, s, g, k]; XLA folds the transpose into their matrix products and moves nothing.
-        return jnp.moveaxis(keys, 2, 1), jnp.moveaxis(values, 2, 1), at.row_pos(s), at.row_mask(s)
+    def n_rows(self, at: Span) -> int:
+        """Rows of each sequence."""
+        return self.values.shape[2]
+
+    def n_used(self, at: Span) -> jax.Array:
+        """As many as the longest sequence has written."""
+        return n_written(at, self.n_rows(at))
+
+    def rows(self, at: Span, first, size: int) -> Rows:
+        """Rows first … first + size - 1 of the span's sequences."""
+        row = first + jnp.arange(size, dtype=jnp.int32)
+        k, v = (rows_of(memory, at, first, size) for memory in (self.keys, self.values))
+        return Rows(k, v, at.row_pos(row), at.row_mask(row))
 
     def commit(self, at: Span, keep: jax.Array, n_keep: jax.Array) -> "Contiguous":
         """Keep n_keep [b] tokens, those at indices keep [b m] of the span."""
@@ -80,16 +82,13 @@ def slots(at: Span) -> jax.Array:
     return jnp.arange(at.start.shape[0], dtype=jnp.int32) if at.slot is None else at.slot
 
 
-def attend_rows(q: jax.Array, rows: Rows, at: Span, **options) -> tuple[jax.Array, jax.Array]:
-    """Attention of the span's queries q [b t h k] over rows -> y [b t h j], lse [b t h]."""
-    k, v, k_pos, mask = rows
-    return naive_attention(
-        q,
-        k.astype(q.dtype),
-        v.astype(q.dtype),
-        q_pos=at.query_pos,
-        k_pos=k_pos,
-        mask=mask,
-        return_lse=True,
-        **options,
-    )
+def rows_of(memory: jax.Array, at: Span, first, size: int) -> jax.Array:
+    """Rows first … first + size - 1 of the span's sequences, [b s g k] from memory [slots, g, s, k].
+
+    Ops want this order; XLA folds the transpose into their matrix products and moves nothing.
+    """
+    if at.slot is None:
+        part = jax.lax.dynamic_slice_in_dim(memory, first, size, axis=2)
+    else:
+        part = jax.vmap(lambda slot: jax.lax.dynamic_slice_in_dim(memory[slot], first, size, axis=1))(at.slot)
+    return jnp.moveaxis(part, 2, 1)

@@ -10,16 +10,18 @@ from typing import Any
 import jax
 from flax import struct
 
-from ..ops import absorbed_mla_attention, expanded_mla_attention
+from ..ops import expanded_mla_attention
+from ..ops.attention.mla import attend_latents, project
 from ..span import Span
 from . import new_cache
+from .rows import Rows, by_blocks
 from .spec import StateSpec
 from .transient import Transient
 
 
 @struct.dataclass
 class Latent:
-    """Latents and rotated keys, held by a memory whose rows can be read (`Contiguous.rows`)."""
+    """Latents and rotated keys, held by a memory whose rows can be read (`rows.py`)."""
 
     memory: Any
 
@@ -41,22 +43,24 @@ class Latent:
         self, q_nope: jax.Array, q_rope: jax.Array, w_uk: jax.Array, w_uv: jax.Array, at: Span, *, scale: float
     ) -> tuple[jax.Array, jax.Array]:
         """Queries q_nope [b t h k], q_rope [b t h a] -> y [b t h j], lse [b t h]; maps as in the ops."""
-        k_rope, latent, k_pos, mask = self.memory.rows(at)
-        (_, t, _, k), a, (_, j, l) = q_nope.shape, q_rope.shape[3], w_uv.shape
-        attend = expanded_mla_attention if expanding_pays(t, k, a, j, l) else absorbed_mla_attention
-        return attend(
-            q_nope,
-            q_rope,
-            latent[:, :, 0].astype(q_nope.dtype),
-            k_rope[:, :, 0].astype(q_nope.dtype),
-            w_uk,
-            w_uv,
-            q_pos=at.query_pos,
-            k_pos=k_pos,
-            mask=mask,
-            scale=scale,
-            return_lse=True,
-        )
+        (_, t, h, k), a, (_, j, l) = q_nope.shape, q_rope.shape[3], w_uv.shape
+        expand = expanding_pays(t, k, a, j, l)
+        q = q_nope if expand else project("bthk,hkl->bthl", q_nope, w_uk)
+
+        def attend(rows: Rows) -> tuple[jax.Array, jax.Array]:
+            latent, k_rope = (x[:, :, 0].astype(q.dtype) for x in (rows.v, rows.k))
+            places: dict[str, Any] = {"q_pos": at.query_pos, "k_pos": rows.pos, "mask": rows.mask}
+            if expand:
+                maps = w_uk, w_uv
+                return expanded_mla_attention(
+                    q, q_rope, latent, k_rope, *maps, **places, scale=scale, return_lse=True
+                )
+            return attend_latents(q, q_rope, latent, k_rope, **places, scale=scale)
+
+        row = len(q) * (h * (k + a) if expand else l + a)
+        y, lse = by_blocks(attend, self.memory, at, row, h)
+        y = y.astype(q.dtype)
+        return y if expand else project("bthl,hjl->bthj", y, w_uv), lse
 
     def commit(self, at: Span, keep: jax.Array, n_keep: jax.Array) -> "Latent":
         """Keep n_keep [b] tokens, those at indices keep [b m] of the span."""

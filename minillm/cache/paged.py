@@ -12,7 +12,7 @@ from flax import struct
 
 from ..span import Span
 from ..xla import on_device
-from .contiguous import Rows, attend_rows
+from .rows import Rows, attend_rows, n_written
 from .spec import StateSpec
 
 
@@ -37,14 +37,21 @@ class Paged:
 
     def attend(self, q: jax.Array, at: Span, **options) -> tuple[jax.Array, jax.Array]:
         """q [b t h k] -> y [b t h j], lse [b t h]; options as in `ops.naive_attention`."""
-        return attend_rows(q, self.rows(at), at, **options)
+        return attend_rows(q, self, at, **options)
 
-    def rows(self, at: Span) -> Rows:
-        """The rows of the span's sequences, gathered from their pages."""
-        table = table_of(at)
-        b, s = table.shape[0], table.shape[1] * self.keys.shape[1]
-        k, v = (memory[table].reshape(b, s, *memory.shape[2:]) for memory in (self.keys, self.values))
-        return k, v, at.row_pos(s), at.row_mask(s)
+    def n_rows(self, at: Span) -> int:
+        """Rows of each sequence."""
+        return table_of(at).shape[1] * self.keys.shape[1]
+
+    def n_used(self, at: Span) -> jax.Array:
+        """As many as the longest sequence has written."""
+        return n_written(at, self.n_rows(at))
+
+    def rows(self, at: Span, first, size: int) -> Rows:
+        """Rows first … first + size - 1 of the span's sequences, gathered from their pages."""
+        row = first + jnp.arange(size, dtype=jnp.int32)
+        page, place = table_of(at)[:, row // self.keys.shape[1]], row % self.keys.shape[1]
+        return Rows(self.keys[page, place], self.values[page, place], at.row_pos(row), at.row_mask(row))
 
     def commit(self, at: Span, keep: jax.Array, n_keep: jax.Array) -> "Paged":
         """Keep n_keep [b] tokens, those at indices keep [b m] of the span."""

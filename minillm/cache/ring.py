@@ -13,10 +13,12 @@ from flax import struct
 
 from ..ops import merge_attention
 from ..ops.attention.scores import add_sinks
-from ..span import Span, ancestors
+from ..span import Span
 from ..xla import on_device
-from .contiguous import Rows, attend_rows, slots
+from .contiguous import rows_of, slots
+from .rows import Rows, attend_rows, n_written
 from .spec import StateSpec
+from .transient import Transient
 
 
 @struct.dataclass
@@ -41,16 +43,25 @@ class Ring:
     def attend(self, q: jax.Array, at: Span, sinks=None, **options) -> tuple[jax.Array, jax.Array]:
         """q [b t h k] -> y [b t h j], lse [b t h]; options as in `ops.naive_attention`."""
         assert self.span is not None, "append comes before attend"
-        row, last = jnp.arange(self.keys.shape[2], dtype=jnp.int32)[None], at.start[:, None] - 1
-        held = last - (last - row) % self.keys.shape[2]  # the newest committed token that lives in this row
-        kin = None if at.parent is None else ancestors(at.parent)
-        memory = (self.keys, self.values) if at.slot is None else (self.keys[at.slot], self.values[at.slot])
-        old = jnp.moveaxis(memory[0], 2, 1), jnp.moveaxis(memory[1], 2, 1)  # b s g k, b s g j
-        both: tuple[Rows, Rows] = (*old, held, None), (*self.span, at.query_pos, kin)
-        parts = [attend_rows(q, rows, at, **options) for rows in both]
+        k, v = self.span
+        parts = [attend_rows(q, memory, at, **options) for memory in (self, Transient(k, v))]
         ys, lses = (jnp.stack(part) for part in zip(*parts, strict=True))
         y, lse = add_sinks(*merge_attention(ys.astype(lses.dtype), lses), sinks)
         return y.astype(q.dtype), lse
+
+    def n_rows(self, at: Span) -> int:
+        """Rows of each sequence."""
+        return self.values.shape[2]
+
+    def n_used(self, at: Span) -> jax.Array:
+        """All, once a sequence has gone around."""
+        return n_written(at, self.n_rows(at))
+
+    def rows(self, at: Span, first, size: int) -> Rows:
+        """Rows first … first + size - 1 of the span's sequences, as they are before the span."""
+        row, last = first + jnp.arange(size, dtype=jnp.int32), at.start[:, None] - 1
+        held = last - (last - row) % self.n_rows(at)  # the newest committed token that lives in this row
+        return Rows(rows_of(self.keys, at, first, size), rows_of(self.values, at, first, size), held, None)
 
     def commit(self, at: Span, keep: jax.Array, n_keep: jax.Array) -> "Ring":
         """Write n_keep [b] tokens, those at indices keep [b m] of the span, over the oldest ones."""

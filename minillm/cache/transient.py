@@ -4,7 +4,7 @@ import jax
 from flax import struct
 
 from ..span import Span, ancestors
-from .contiguous import Rows, attend_rows
+from .rows import Rows, attend_rows
 
 
 @struct.dataclass
@@ -16,8 +16,20 @@ class Transient:
 
     def attend(self, q: jax.Array, at: Span, **options) -> tuple[jax.Array, jax.Array]:
         """q [b t h k] -> y [b t h j], lse [b t h]; options as in `ops.naive_attention`."""
-        return attend_rows(q, self.rows(at), at, **options)
+        return attend_rows(q, self, at, **options)
 
-    def rows(self, at: Span) -> Rows:
-        """The span's own."""
-        return self.keys, self.values, at.query_pos, None if at.parent is None else ancestors(at.parent)
+    def n_rows(self, at: Span) -> int:
+        """As many as the span has tokens."""
+        return self.keys.shape[1]
+
+    def n_used(self, at: Span) -> int:
+        """All: a number known before compilation, so that gradients can go back through the blocks."""
+        return self.n_rows(at)
+
+    def rows(self, at: Span, first, size: int) -> Rows:
+        """Rows first … first + size - 1 of the span's own."""
+        mask = None if at.parent is None else ancestors(at.parent)
+        k, v, pos = (
+            jax.lax.dynamic_slice_in_dim(x, first, size, 1) for x in (self.keys, self.values, at.query_pos)
+        )
+        return Rows(k, v, pos, None if mask is None else jax.lax.dynamic_slice_in_dim(mask, first, size, 2))

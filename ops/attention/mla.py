@@ -86,17 +86,36 @@ def absorbed_mla_attention(
     ValueError if q_pos is left out with t > s.
     """
     q_pos, k_pos = positions("absorbed_mla_attention", q_nope, latent, q_pos, k_pos)
-    factor = (q_nope.shape[3] + q_rope.shape[3]) ** -0.5 if scale is None else scale
+    q_latent = project("bthk,hkl->bthl", q_nope, w_uk)
+    scale = (q_nope.shape[3] + q_rope.shape[3]) ** -0.5 if scale is None else scale
+    y, lse = attend_latents(
+        q_latent, q_rope, latent, k_rope, q_pos=q_pos, k_pos=k_pos, mask=mask, causal=causal, scale=scale
+    )
+    y = project("bthl,hjl->bthj", y.astype(q_nope.dtype), w_uv)
+    return (y, lse) if return_lse else y
+
+
+def attend_latents(
+    q_latent: jax.Array,
+    q_rope: jax.Array,
+    latent: jax.Array,
+    k_rope: jax.Array,
+    *,
+    q_pos: jax.Array,
+    k_pos: jax.Array,
+    mask: jax.Array | None = None,
+    causal: bool = True,
+    scale: float,
+) -> tuple[jax.Array, jax.Array]:
+    """Between the two maps: q_latent [b t h l], q_rope [b t h a] -> mean latents [b t h l], lse [b t h]."""
     seen = visible(q_pos, k_pos, causal=causal, window=None, mask=mask, q_segment=None, k_segment=None)
 
     # Two sums, for one of [c, k_rope] would first copy all of the memory.
     def part(q: jax.Array, k: jax.Array) -> jax.Array:
         return scores(q, k[:, :, None], q_pos, k_pos, seen, scale=1.0, softcap=None)
 
-    score = factor * (part(project("bthk,hkl->bthl", q_nope, w_uk), latent) + part(q_rope, k_rope))
-    y, lse = average(score, only_tokens(latent[:, :, None], k_pos))
-    y = project("bthl,hjl->bthj", y.astype(q_nope.dtype), w_uv)
-    return (y, lse) if return_lse else y
+    score = scale * (part(q_latent, latent) + part(q_rope, k_rope))
+    return average(score, only_tokens(latent[:, :, None], k_pos))
 
 
 def project(equation: str, x: jax.Array, weight: jax.Array) -> jax.Array:

@@ -25,19 +25,20 @@ def test_a_chain_is_the_tree_in_which_each_token_follows_the_one_before():
     tree = Span.tree(start, n, jnp.array([[-1, 0, 1, 2]] * 2, jnp.int32))
     np.testing.assert_array_equal(chain.pos, tree.pos)
     np.testing.assert_array_equal(chain.query_pos, tree.query_pos)
-    np.testing.assert_array_equal(chain.row_pos(9), tree.row_pos(9))
-    seen = np.asarray(chain.row_pos(9))[:, None] <= np.asarray(chain.pos)[:, :, None]
-    seen &= np.asarray(chain.row_pos(9))[:, None] >= 0
-    mask = tree.row_mask(9)
+    np.testing.assert_array_equal(chain.row_pos(jnp.arange(9)), tree.row_pos(jnp.arange(9)))
+    seen = np.asarray(chain.row_pos(jnp.arange(9)))[:, None] <= np.asarray(chain.pos)[:, :, None]
+    seen &= np.asarray(chain.row_pos(jnp.arange(9)))[:, None] >= 0
+    mask = tree.row_mask(jnp.arange(9))
     assert mask is not None
     for row in range(2):
         real = int(n[row])
         np.testing.assert_array_equal(
-            seen[row, :real], (np.asarray(mask) & (np.asarray(tree.row_pos(9)) >= 0)[:, None])[row, :real]
+            seen[row, :real],
+            (np.asarray(mask) & (np.asarray(tree.row_pos(jnp.arange(9))) >= 0)[:, None])[row, :real],
         )
 
 
 def test_rows_past_the_real_tokens_hold_nothing():
     span = Span.chain(jnp.array([2], jnp.int32), jnp.array([3], jnp.int32), 5)
-    np.testing.assert_array_equal(span.row_pos(8)[0], [0, 1, 2, 3, 4, -1, -1, -1])
+    np.testing.assert_array_equal(span.row_pos(jnp.arange(8))[0], [0, 1, 2, 3, 4, -1, -1, -1])
     np.testing.assert_array_equal(span.query_pos[0], [2, 3, 4, -1, -1])
