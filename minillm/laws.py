@@ -75,11 +75,13 @@ def check_schedules(
     examples: int = 10,
     steps: int = 12,
     shrink: bool = True,
+    all_slots: bool | None = None,
 ) -> None:
     """Run `examples` random schedules of `steps` spans; tolerance is max |error| / max |output|.
 
     A schedule that fails is shrunk to a short one, unless it only matters that there is one. It is an error if
-    the schedules drawn left one form of span without a token.
+    the schedules drawn left one form of span without a token. Spans have all slots in order, in which case
+    `Span.slot` is None, or some in any order; `all_slots` says which, if it is not to be drawn for each schedule.
     """
     seen: Counter[Form] = Counter()
 
@@ -95,7 +97,7 @@ def check_schedules(
     )
     @given(data=st.data())
     def run(data: st.DataObject) -> None:
-        schedule = Schedule(system, inputs, spec, tolerance, data)
+        schedule = Schedule(system, inputs, spec, tolerance, data, all_slots)
         for step in range(steps):
             form = list(WIDTH)[step % len(WIDTH)]
             schedule.prelude()
@@ -109,14 +111,22 @@ def check_schedules(
 class Schedule:
     """One schedule as it unfolds: memory under test beside the plain list of what each slot has read."""
 
-    def __init__(self, system: System, inputs: Inputs, spec: StateSpec, tolerance: float, data: st.DataObject):
+    def __init__(
+        self,
+        system: System,
+        inputs: Inputs,
+        spec: StateSpec,
+        tolerance: float,
+        data: st.DataObject,
+        all_slots: bool | None,
+    ):
         self.system, self.inputs, self.spec, self.tolerance, self.data = system, inputs, spec, tolerance, data
         self.rng = np.random.default_rng(data.draw(st.integers(0, 2**16)))
         self.state = poisoned(system.init_state(spec))
         self.read: list[list[np.ndarray]] = [[] for _ in range(spec.slots)]
         self.owned: list[list[int]] = [[] for _ in range(spec.slots)]
         self.free = [int(page) for page in self.rng.permutation(spec.n_pages)]
-        self.whole = spec.slots == 1 or data.draw(st.booleans())  # all slots in order, always: Span.slot is None
+        self.all_slots = spec.slots == 1 or (data.draw(st.booleans()) if all_slots is None else all_slots)
         self.saved: Any = None
 
     def prelude(self) -> None:
@@ -133,7 +143,7 @@ class Schedule:
     def span(self, form: Form) -> int:
         """Any span: all slots in order, or some slots in any order. Returns how many tokens it had."""
         slots = range(self.spec.slots)
-        rows = list(slots) if self.whole else self.data.draw(st.permutations(slots))[:-1]
+        rows = list(slots) if self.all_slots else self.data.draw(st.permutations(slots))[:-1]
         draft = self.draw_draft(form, rows)
         keep, n_keep = self.draw_kept(draft)
         x, at = self.poisoned_inputs(draft), self.place(draft)
@@ -182,7 +192,7 @@ class Schedule:
         """The Span of a draft, with pages for the rows it will write."""
         start = np.array([len(self.read[slot]) for slot in draft.rows], np.int32)
         n = np.array(draft.n, np.int32)
-        slot = None if self.whole else np.array(draft.rows, np.int32)
+        slot = None if self.all_slots else np.array(draft.rows, np.int32)
         pages = self.tables(draft, start + n) if self.spec.kind == "paged" else None
         if draft.form == "tree":
             return Span.tree(start, n, draft.parent, slot, pages)

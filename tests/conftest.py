@@ -21,16 +21,18 @@ def _strict():
 
 
 @pytest.fixture(scope="module")
-def quick_laws():
-    """Compile the laws unoptimised: programs are compared with one another, and XLA is tested elsewhere."""
+def quick_programs():
+    """Compile the library's programs unoptimised, three times as fast; oracle and slow tests run what users run."""
     from agreement import QUICK
 
-    from minillm import laws
+    from minillm import generate, laws, lm
 
+    programs = [(laws, "advance", "state"), (laws, "read_whole", ()), (lm, "score", ())]
+    programs += [(generate, "advance", ("state", "history"))]
     with pytest.MonkeyPatch.context() as patch:
-        for name, donated in (("advance", "state"), ("read_whole", ())):
-            function = getattr(laws, name).__wrapped__
-            patch.setattr(laws, name, jax.jit(function, donate_argnames=donated, compiler_options=QUICK))
+        for module, name, donated in programs:
+            function = getattr(module, name).__wrapped__
+            patch.setattr(module, name, jax.jit(function, donate_argnames=donated, compiler_options=QUICK))
         yield
 
 

@@ -17,7 +17,7 @@ def activations(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
     return rng.normal(size=(*shape, 16))
 
 
-pytestmark = pytest.mark.usefixtures("quick_laws")
+pytestmark = pytest.mark.usefixtures("quick_programs")
 
 
 @pytest.fixture(autouse=True)

@@ -25,6 +25,7 @@ def test_only_attention_remembers_more_of_a_longer_text(name, tmp_path):
     assert short > 3 * 100 * rows
 
 
+@pytest.mark.usefixtures("quick_programs")
 @pytest.mark.parametrize("name", HYBRIDS[:2])  # two are enough: each compiles for seconds
 def test_what_is_generated_is_what_the_logits_say(name, tmp_path):
     tokens = tiny.unpacked(name, tmp_path)["tokens"]

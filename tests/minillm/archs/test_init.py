@@ -10,6 +10,8 @@ import tiny
 import minillm
 from minillm.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("quick_programs")
+
 CONFIG = {
     "model_type": "llama",
     "hidden_size": 16,

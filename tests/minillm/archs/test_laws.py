@@ -1,6 +1,7 @@
-"""The protocol's laws for a small model of every family."""
+"""The protocol's laws for a small model of every family: one block of each kind that it has."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import tiny
@@ -9,14 +10,16 @@ from toys import ROUNDING, token_ids
 import minillm
 from minillm import laws
 
-pytestmark = pytest.mark.usefixtures("quick_laws")
+pytestmark = pytest.mark.usefixtures("quick_programs")
 
 
 @pytest.fixture(scope="module", params=tiny.FAMILIES)
 def model(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     tiny.unpacked(f"{request.param}_0", folder)
-    return minillm.load(folder).model
+    model: Any = minillm.load(folder).model
+    kinds = {(type(block), getattr(block, "spec", None)): block for block in model.blocks}
+    return model.replace(blocks=tuple(kinds.values()))
 
 
 def tokens(model):
@@ -24,12 +27,14 @@ def tokens(model):
 
 
 def test_every_schedule_gives_what_reading_whole_sequences_gives(model):
-    laws.check_schedules(model, tokens(model), tolerance=ROUNDING, examples=2)
+    laws.check_schedules(model, tokens(model), tolerance=ROUNDING, examples=2, steps=8, all_slots=True)
 
 
 def test_pages_hold_what_a_plain_memory_holds(model):
     spec = replace(laws.SPEC, kind="paged")
-    laws.check_schedules(model, tokens(model), spec=spec, tolerance=ROUNDING, examples=1, steps=4)
+    if model.state_bytes(replace(spec, n_pages=99)) == model.state_bytes(spec):
+        pytest.skip("it has no KV cache")
+    laws.check_schedules(model, tokens(model), spec=spec, tolerance=ROUNDING, examples=2, steps=4, all_slots=False)
 
 
 def test_a_step_updates_memory_in_place(model):

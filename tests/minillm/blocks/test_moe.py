@@ -1,6 +1,7 @@
 """Mixture of experts against its definitions in NumPy, token by token, in float64; how it is loaded and trained."""
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -59,7 +60,7 @@ def activations(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
     return rng.normal(size=(*shape, D))
 
 
-@jax.jit
+@partial(jax.jit, compiler_options=QUICK)
 def whole(moe: Any, x: jax.Array, n: jax.Array):
     return moe(x, None, Span.chain(jnp.zeros_like(n), n, x.shape[1]))
 
@@ -130,19 +131,22 @@ CHANGES = [
 @pytest.mark.parametrize("change", CHANGES, ids=str)
 def test_every_choice_changes_the_result(change):
     spec = replace(SPECS["deepseek-v3"], top_k=2)
-    moe, x = block(spec), activations(np.random.default_rng(1), (1, 21))
-    n = np.array([21], np.int32)
+    moe, x = block(spec), activations(np.random.default_rng(1), (2, 21))
+    n = np.array([21, 21], np.int32)
     assert not np.allclose(whole(moe, x, n)[0], whole(moe.replace(spec=replace(spec, **change)), x, n)[0])
 
 
 @every_spec
 def test_padding_disturbs_nothing_and_is_no_load(name):
-    moe, x = block(SPECS[name]), activations(np.random.default_rng(2), (2, 9))
-    expected, load = whole(moe, x[:, :4], np.array([4, 4], np.int32))
-    x[0, 4:], x[1, 4:] = np.nan, 1e30
-    y, padded_load = whole(moe, x, np.array([4, 4], np.int32))
-    np.testing.assert_allclose(y[:, :4], expected, rtol=0, atol=1e-12)
+    moe, x = block(SPECS[name]), activations(np.random.default_rng(2), (2, 21))
+    expected, load = whole(moe, x, np.array([4, 21], np.int32))
+    x[0, 4:] = np.nan
+    x[0, 5] = 1e30
+    y, padded_load = whole(moe, x, np.array([4, 21], np.int32))
+    np.testing.assert_allclose(y[0, :4], expected[0, :4], rtol=0, atol=1e-12)
+    np.testing.assert_allclose(y[1], expected[1], rtol=0, atol=1e-12)
     assert np.array_equal(load, padded_load)
+    assert load.sum() == 25 * moe.spec.top_k
 
 
 def test_no_token_is_dropped_where_all_choose_the_same_expert():

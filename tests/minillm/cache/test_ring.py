@@ -56,7 +56,7 @@ def test_a_ring_has_as_many_rows_as_the_window_and_no_more_than_there_are_tokens
 
 
 @pytest.mark.parametrize(("window", "dtype"), [(1, "float32"), (8, "float32"), (100, "float32"), (8, "bfloat16")])
-@settings(max_examples=5)
+@settings(max_examples=3)
 @given(data=st.data())
 def test_a_ring_answers_as_a_plain_memory_does(window, dtype, data):
     """In bfloat16 too: what a span sees of itself must have been rounded as what is remembered."""
@@ -75,16 +75,14 @@ def test_a_ring_answers_as_a_plain_memory_does(window, dtype, data):
         start += n
 
 
+@pytest.mark.usefixtures("quick_programs")
 @pytest.mark.parametrize("window", [3, 15, 17])  # around the 16 rows and the 5 tokens of the laws' spans
-def test_the_laws_hold_for_windows_shorter_and_longer_than_spans_and_memory(window, monkeypatch):
-    for name, donated in (("advance", "state"), ("read_whole", ())):
-        function = getattr(laws, name).__wrapped__
-        monkeypatch.setattr(laws, name, jax.jit(function, donate_argnames=donated, compiler_options=QUICK))
+def test_the_laws_hold_for_windows_shorter_and_longer_than_spans_and_memory(window):
     with jax.enable_x64(True):
         spec = StateSpec(slots=3, max_len=16, dtype="float64")
         toy = toy_attention(np.random.default_rng(0), window=window)
         laws.check_schedules(
-            toy, lambda rng, shape: rng.normal(size=(*shape, 16)), spec=spec, tolerance=1e-12, examples=6
+            toy, lambda rng, shape: rng.normal(size=(*shape, 16)), spec=spec, tolerance=1e-12, examples=4
         )
         laws.check_donation(toy, lambda rng, shape: rng.normal(size=(*shape, 16)), spec=spec)
 
@@ -129,6 +127,7 @@ def test_a_memory_that_grows_forgets_nothing(window):
             start += 1
 
 
+@pytest.mark.usefixtures("quick_programs")
 def test_generation_goes_on_unchanged_while_its_memory_grows(tmp_path, monkeypatch):
     tiny.unpacked("mistral_0", tmp_path)  # a window of 7 tokens
     lm, prompt = minillm.load(tmp_path), [5, 9, 2]

@@ -26,7 +26,7 @@ def _small_blocks(monkeypatch):
     monkeypatch.setattr(rows, "FEWEST", 3)
 
 
-@pytest.mark.usefixtures("_small_blocks", "quick_laws")
+@pytest.mark.usefixtures("_small_blocks", "quick_programs")
 @pytest.mark.parametrize(
     ("spec", "window"), [(PLAIN, None), (PAGED, None), (PLAIN, 11)], ids=["contiguous", "paged", "ring"]
 )
@@ -34,12 +34,17 @@ def test_the_laws_hold_where_blocks_are_read_one_by_one(spec, window):
     with jax.enable_x64(True):
         toy = toy_attention(np.random.default_rng(0), window=window)
         laws.check_schedules(
-            toy, lambda rng, shape: rng.normal(size=(*shape, 16)), spec=spec, tolerance=1e-12, examples=4
+            toy,
+            lambda rng, shape: rng.normal(size=(*shape, 16)),
+            spec=spec,
+            tolerance=1e-12,
+            examples=3,
+            all_slots=False,
         )
         laws.check_donation(toy, lambda rng, shape: rng.normal(size=(*shape, 16)), spec=spec)
 
 
-@pytest.mark.usefixtures("_small_blocks", "quick_laws")
+@pytest.mark.usefixtures("_small_blocks", "quick_programs")
 def test_the_laws_hold_for_latents_read_one_by_one():
     """Some of the spans on the latents themselves, the longer ones on keys and values built for each block."""
     with jax.enable_x64(True):
@@ -51,7 +56,12 @@ def test_the_laws_hold_for_latents_read_one_by_one():
         spec = LatentAttentionSpec(h=2, k=2, a=2, j=3, l=6, rope=default(2, 1e2), scale=0.7)
         block = spec.build(Params(get, Config("toy", d=10, v=1, context=64, layers=(), tied=True), 0))
         laws.check_schedules(
-            block, lambda rng, shape: rng.normal(size=(*shape, 10)), spec=PLAIN, tolerance=1e-12, examples=4
+            block,
+            lambda rng, shape: rng.normal(size=(*shape, 10)),
+            spec=PLAIN,
+            tolerance=1e-12,
+            examples=3,
+            all_slots=False,
         )
 
 
@@ -86,5 +96,6 @@ def test_blocks_that_no_sequence_has_reached_are_not_read(start, n, blocks):
         assert part.k.shape == (2, 5, 2, 4)
         return jnp.zeros((2, 1, 4, 4)), jnp.zeros((2, 1, 4))
 
-    _, lse = rows.by_blocks(attend, memory, at, row=8, h=4)
+    run = jax.jit(lambda memory: rows.by_blocks(attend, memory, at, row=8, h=4), compiler_options=QUICK)
+    _, lse = run(memory)
     np.testing.assert_allclose(lse, np.log(blocks), atol=1e-6)
