@@ -6,7 +6,7 @@ out each entry once and, at the end, refuses whatever nobody asked for.
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from .errors import UserError
 
@@ -18,10 +18,11 @@ class Config:
     """What a model is made of; sizes by the letters of `minillm.ops`.
 
     layers lists the blocks of each layer by their descriptions (`blocks.AttentionSpec`, `blocks.MLPSpec` ...), in
-    the order in which they run. context is the longest sequence the model was made for; tied says the head is
-    the embedding's transpose; eos lists the ids that end a text. norm is the kind of every norm, eps its constant.
-    embed_scale multiplies embeddings; softcap, if any, bounds logits smoothly; learned_positions is for how many
-    positions there is a vector of their own, which is added to the embedding.
+    the order in which they run. arch is the family's name in the file it came from, for messages. context is the
+    longest sequence the model was made for, or less if a user asked for less, which `limited` then says. tied says
+    the head is the embedding's transpose; eos lists the ids that end a text. norm is the kind of every norm, eps
+    its constant. embed_scale multiplies embeddings; softcap, if any, bounds logits smoothly; learned_positions is
+    for how many positions there is a vector of their own, which is added to the embedding.
     """
 
     arch: str
@@ -36,6 +37,10 @@ class Config:
     embed_scale: float = 1.0
     softcap: float | None = None
     learned_positions: int = 0
+    limited: bool = False
+
+    def __post_init__(self):
+        check_words(self)
 
 
 class Fields:
@@ -144,17 +149,29 @@ class Fields:
         return value
 
 
+def check_words(described: Any) -> None:
+    """ValueError unless the fields of a dataclass that are one of several words are one of them."""
+    for name, kind in get_type_hints(type(described)).items():
+        found = getattr(described, name)
+        if get_origin(kind) is Literal and found not in get_args(kind):
+            expected = ", ".join(map(repr, get_args(kind)))
+            raise ValueError(f"{type(described).__name__}: {name} is {found!r}, expected one of {expected}")
+
+
 def is_whole(value: Any) -> bool:
     """Whether value is a whole number."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def is_positive(value: Any) -> bool:
-    """Whether value is a number above 0 and below 1e30."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1e30
+    """Whether value is a number above 0 that float32 can hold, and its inverse."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 1e-30 < value < 1e30
 
 
 def shown(value: Any) -> str:
     """Value as it fits into a sentence."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except RecursionError:
+        text = f"a {type(value).__name__} within hundreds of others"
     return text if len(text) <= 60 else text[:57] + "..."

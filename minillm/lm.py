@@ -17,7 +17,7 @@ from .archs import Arch, find_hf
 from .chat import Message
 from .checkpoint.loader import open_checkpoint, stacked
 from .checkpoint.pull import MODELS, pulled
-from .config import Config, Fields
+from .config import Config, Fields, shown
 from .errors import UserError
 from .generate import Plan, bucket, compile_prefill, compile_step, generate_tokens
 from .model import Model
@@ -113,13 +113,13 @@ class LM:
             seed=seed,
         )
         ids = self.prompt_ids(prompt)
-        require(isinstance(max_tokens, Integral) and max_tokens >= 1, "max_tokens", max_tokens, "1 or more")
+        require(is_count(max_tokens), "max_tokens", max_tokens, "1 or more")
         stop = (stop,) if isinstance(stop, str) else tuple(stop)
         if stop and self.tokenizer is None:
             raise UserError("stop strings need a tokenizer, and this checkpoint has none")
         if not all(isinstance(one, str) and one for one in stop):
             raise UserError("a stop string is empty or no string, expected at least one character")
-        return Stream(self, ids, sampler, max_tokens, stop)
+        return Stream(self, ids, sampler, int(max_tokens), stop)
 
     def prompt_ids(self, prompt: str | Sequence[int]) -> list[int]:
         """Token ids of a prompt that this model can continue."""
@@ -257,26 +257,38 @@ def load(model: str | Path, *, context: int | None = None, arch: Arch | None = N
     """
     keep_programs()
     if context is not None:
-        require(isinstance(context, Integral) and context >= 1, "context", context, "1 or more")
+        require(is_count(context), "context", context, "1 or more")
     checkpoint = open_checkpoint(find_model(model), context, arch)
     shapes = checkpoint.shapes()
     tokenizer = checkpoint.tokenizer()
     return LM(checkpoint.config, tokenizer, shapes, in_background(checkpoint.model))
 
 
-def init(config: Config | Mapping[str, Any], seed: int = 0) -> LM:
+def init(config: Config | Mapping[str, Any], seed: int = 0, *, arch: Arch | None = None) -> LM:
     """A model of random weights, without a tokenizer, from a Config or the entries of a config.json.
 
-    UserError if the entries are not understood. The same seed gives the same weights on every machine.
+    arch is as in `load`.
+    UserError if the entries are not understood. The same seed gives the same weights with the same NumPy.
     """
+    keep_programs()
     if not isinstance(config, Config):
-        config = find_hf(config.get("model_type"), "config: model_type").config_from_hf(Fields(config, "config"))
+        if not isinstance(config, Mapping):
+            raise UserError(
+                f"config is a {type(config).__name__}, expected a Config or the entries of a config.json"
+            )
+        arch = arch or find_hf(config.get("model_type"), "config: model_type")
+        config = arch.config_from_hf(Fields(config, "config"))
     rng = np.random.default_rng(seed)
     shapes = Model.build(config, lambda name, layer, *shapes, init: stacked(shapes))
     model = Model.build(config, lambda name, layer, *shapes, init: jnp.asarray(init(rng, stacked(shapes).shape)))
     weights: Future[Model] = Future()
     weights.set_result(model)
     return LM(config, None, shapes, weights)
+
+
+def is_count(value: Any) -> bool:
+    """Whether value is a whole number above 0."""
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 1
 
 
 def in_background(function: Callable[..., T], *arguments: Any) -> Future[T]:
@@ -290,9 +302,13 @@ def in_background(function: Callable[..., T], *arguments: Any) -> Future[T]:
 def find_model(model: str | Path) -> Path:
     """The path of a model by name or path; UserError says how to get one that is not there."""
     path = Path(model)
-    if path.exists():
-        return path
+    try:
+        if str(model) and path.exists():
+            return path
+    except OSError:  # a name too long for any file
+        pass
     if str(model) in MODELS:
         return pulled(str(model))
     known = ", ".join(MODELS)
-    raise UserError(f"model {str(model)!r} is neither a file, a folder nor a known name; names: {known}")
+    name = repr(str(model)) if len(str(model)) < 500 else shown(str(model))
+    raise UserError(f"model {name} is neither a file, a folder nor a known name; names: {known}")

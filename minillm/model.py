@@ -79,7 +79,10 @@ class Model:
         return self.logits(hidden), pending
 
     def commit(self, pending: tuple, at: Span, keep: jax.Array, n_keep: jax.Array) -> tuple[Any, ...]:
-        """Memory that has seen n_keep i32 [b] of the span's tokens, those at indices keep i32 [b, m]."""
+        """Memory that has seen n_keep i32 [b] of the span's tokens, those at indices keep i32 [b, m].
+
+        Of a chain they must be the first ones, and all of them unless the span was made to `rewind`.
+        """
         return tuple(
             block.commit(proposed, at, keep, n_keep) for block, proposed in zip(self.blocks, pending, strict=True)
         )

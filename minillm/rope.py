@@ -60,6 +60,9 @@ class Rope:
         return jnp.concatenate([y[..., :turned] * jnp.asarray(self.scale, y.dtype), y[..., turned:]], axis=-1)
 
 
+MOST_CHANNELS = 1 << 16  # of a head; the number comes from a file nobody vouches for
+
+
 def default(k: int, theta: float) -> Rope:
     """As trained: theta^(-2j/k)."""
     return Rope.of(rope_frequencies(k, theta), Recipe("default", theta))

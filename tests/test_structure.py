@@ -37,8 +37,8 @@ ENTRY = {"__init__", "__main__"}
 
 CORE = """
     ops/norm.py ops/rope.py ops/attention/naive.py ops/attention/scores.py minillm/span.py
-    minillm/cache/contiguous.py minillm/blocks/attention.py minillm/blocks/mlp.py minillm/model.py
-    minillm/archs/llama.py minillm/sampling.py minillm/generate.py
+    minillm/cache/contiguous.py minillm/cache/rows.py minillm/blocks/attention.py minillm/blocks/mlp.py
+    minillm/model.py minillm/archs/llama.py minillm/sampling.py minillm/generate.py
 """.split()
 
 

@@ -9,7 +9,7 @@ import pkgutil
 from collections.abc import Collection, Mapping
 from typing import Any, Protocol, cast
 
-from ..config import Config, Fields
+from ..config import Config, Fields, shown
 from ..errors import UserError
 from .tensors import Entry, Source
 
@@ -56,5 +56,8 @@ def find_gguf(architecture: Any, where: str) -> Arch:
 def find(known: Mapping[str, Arch], name: Any, where: str) -> Arch:
     """The architecture known as `name`, or a UserError."""
     if not isinstance(name, str) or name not in known:
-        raise UserError(f"{where} is {name!r}, which is not supported; expected one of: {', '.join(sorted(known))}")
+        names = ", ".join(sorted(known))
+        raise UserError(
+            f"{where} is {shown(name)}, not supported; expected one of {names} (from Python, pass arch=)"
+        )
     return known[name]

@@ -36,6 +36,7 @@ def decoder_from_gguf(
         d=fields.integer("embedding_length"),
         v=fields.integer("vocab_size"),
         context=fields.opened_for(fields.integer("context_length")),
+        limited=fields.opened_for(fields.integer("context_length")) < fields.integer("context_length"),
         layers=tuple(layer(i) for i in range(fields.layer_count("block_count"))),
         tied="output.weight" not in source.names(),
         eps=fields.number(eps),
@@ -81,7 +82,8 @@ def rope_from_gguf(fields: Fields, source: Source, k: int, truncate: bool = True
     """
     theta, turned = fields.number("rope.freq_base", 10000.0), fields.integer("rope.dimension_count", k)
     fields.require(theta > 1, "rope.freq_base", "a number above 1")
-    fields.require(turned % 2 == 0 and turned <= k, "rope.dimension_count", f"an even number up to {k}")
+    most = min(k, rope.MOST_CHANNELS)
+    fields.require(turned % 2 == 0 and turned <= most, "rope.dimension_count", f"an even number up to {most}")
     fields.only("rope.scaling.type", "none", "linear", "yarn", "longrope")
     kind = fields.values.get("rope.scaling.type") or "none"
     trained = fields.integer("context_length")

@@ -19,7 +19,8 @@ HARMLESS_HF_FIELDS = """
     transformers_version use_cache attention_dropout is_llama_config transformers.js_config output_attentions
     output_hidden_states return_dict chunk_size_feed_forward id2label label2id problem_type auto_map
     resid_pdrop embd_pdrop attn_pdrop hidden_dropout output_router_logits router_aux_loss_coef router_jitter_noise
-    rescale_prenorm_residual residual_in_fp32 use_mambapy
+    rescale_prenorm_residual residual_in_fp32 use_mambapy _attn_implementation_autoset attn_implementation
+    tokenizer_class gradient_checkpointing unsloth_version unsloth_fixed
 """.split()
 
 LAYER_TYPES = ("full_attention", "sliding_attention")
@@ -59,6 +60,7 @@ def decoder_from_hf(
         d=fields.integer(d),
         v=fields.integer("vocab_size"),
         context=fields.opened_for(fields.integer(trained, longest)),
+        limited=fields.opened_for(fields.integer(trained, longest)) < fields.integer(trained, longest),
         layers=tuple(layer(i) for i in range(fields.layer_count(n_layers))),
         tied=fields.flag("tie_word_embeddings", tied),
         eos=fields.ids("eos_token_id"),
@@ -144,6 +146,7 @@ def rope_from_hf(
     `part` the share of a head's channels that turn where none is given; `size` is the field that gave k.
     """
     fields.require(k % 2 == 0, size, "an even number, for RoPE turns pairs of channels")
+    fields.require(k <= rope.MOST_CHANNELS, size, f"at most {rope.MOST_CHANNELS}")
     scaling = rope_fields(fields)
     if group is None:
         theta = scaling.number("rope_theta", fields.number("rope_theta", theta))

@@ -95,6 +95,7 @@ def config_from_gguf(fields: Fields, source: Source) -> Config:
     d, h = fields.integer("embedding_length"), fields.integer("attention.head_count")
     k = fields.integer("attention.key_length", max(d // h, 1))
     fields.only("attention.value_length", k)
+    fields.require(h <= d, "attention.head_count", f"at most embedding_length = {d}")
     divisors = [g for g in range(1, h + 1) if h % g == 0]
     kv = fields.choices("attention.head_count_kv", fields.layer_count("block_count"), 0, *divisors)
     recurrence = MambaSpec(

@@ -48,7 +48,8 @@ class Block(Protocol):
 
     init_state   an empty memory; () for a block that has none
     __call__     x [b, t, d] -> (x [b, t, d], pending); state None means a whole sequence at once, nothing kept
-    commit       pending -> state that has seen n_keep [b] of the span's tokens, those at indices keep [b, m]
+    commit       pending -> state that has seen n_keep [b] of the span's tokens, those at indices keep [b, m]. Of a
+                 chain those are the first n_keep; fewer than n need a span with `rewind`, or else all of it stays
     """
 
     def init_state(self, spec: StateSpec) -> Any: ...

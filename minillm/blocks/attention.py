@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from ..cache import StateSpec, Transient, new_cache
+from ..config import check_words
 from ..rope import Rope
 from ..span import Span
 from .params import Linear, Norm, Params, zeros
@@ -15,7 +16,7 @@ from .params import Linear, Norm, Params, zeros
 
 @dataclass(frozen=True)
 class AttentionSpec:
-    """h query heads share g KV heads of k channels; everything else is off in Llama.
+    """h query heads share g KV heads of k channels; everything after `rope` is off in Llama.
 
     rope       frequencies of the rotary positions; None: this layer knows only order
     bias       what adds one: the queries, keys and values, or the output as well
@@ -40,6 +41,13 @@ class AttentionSpec:
     sinks: bool = False
     gated: bool = False
     post_norm: bool = False
+
+    def __post_init__(self):
+        check_words(self)
+        if self.h % self.g:
+            raise ValueError(f"AttentionSpec: h is {self.h}, expected a multiple of g = {self.g}")
+        if self.window is not None and self.window < 1:
+            raise ValueError(f"AttentionSpec: window is {self.window}, expected 1 or more, or None")
 
     def build(self, params: Params) -> "Attention":
         """The block, its parameters asked for by name."""

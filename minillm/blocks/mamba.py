@@ -15,6 +15,7 @@ from flax import struct
 
 from ..cache import StateSpec
 from ..cache.recurrent import Recurrent
+from ..config import check_words
 from ..ops import causal_conv1d, rms_norm, sequential_selective_scan, silu
 from ..span import Span
 from .params import Linear, Norm, Params, Shape, ones, zeros
@@ -38,6 +39,9 @@ class MambaSpec:
     conv_bias: bool = True
     norms: Literal["", "plain", "weighted"] = ""
     norm_eps: float = 1e-6
+
+    def __post_init__(self):
+        check_words(self)
 
     def build(self, params: Params) -> "Mamba":
         """The block, its parameters asked for by name."""

@@ -1,7 +1,8 @@
 """Multi-head latent attention (DeepSeek-V2, arXiv:2405.04434, section 2.1), pre-norm, residual inside.
 
 Keys and values of all heads are linear maps of one small latent, and that is all a token leaves behind, beside one
-rotated key that the heads share. Decoding then reads l + a numbers a token, where Llama's form reads (k + k) h.
+rotated key that the heads share. Decoding then reads l + a numbers a token, where the heads' own keys and values
+would be h (k + a + j).
 """
 
 from dataclasses import dataclass

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from ..cache import StateSpec
+from ..config import check_words
 from ..ops import gelu, gelu_tanh, silu
 from ..span import Span
 from .params import Linear, Norm, Params
@@ -25,6 +26,9 @@ class MLPSpec:
     gated: bool = True
     bias: bool = False
     post_norm: bool = False
+
+    def __post_init__(self):
+        check_words(self)
 
     def build(self, params: Params) -> "MLP":
         """The block, its parameters asked for by name."""

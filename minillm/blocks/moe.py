@@ -6,7 +6,7 @@ by which tokens are routed, and their papers, stand in `ops/moe/ref.py`. No toke
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ import numpy as np
 from flax import struct
 
 from ..cache import StateSpec
+from ..config import check_words
 from ..ops import clamped_swiglu, route
 from ..ops.moe.ref import Scoring
 from ..ops.moe.sorted import through_experts
@@ -52,6 +53,9 @@ class MoESpec:
     shared_gate: bool = False
 
     def __post_init__(self):
+        check_words(self)
+        if self.top_k > self.e:
+            raise ValueError(f"MoESpec: top_k is {self.top_k}, expected at most e = {self.e}")
         if self.clamp is not None and not (self.gated and self.activation == "silu"):
             raise ValueError(f"MoESpec: clamp is {self.clamp}, expected None unless experts are gated by silu")
         if self.shared_gate and not self.f_shared:
@@ -74,13 +78,20 @@ class MoESpec:
         )
 
 
+class Routed(NamedTuple):
+    """How many of a span's tokens each expert served, i32 [e]; its mean share [e] of a softmax of the scores."""
+
+    load: jax.Array
+    probability: jax.Array
+
+
 @struct.dataclass
 class MoE:
     """x + the sum of weight * (act(gate) * up) @ down over a token's experts, where gate, up = norm(x) @ up.
 
     router (d, e); each expert has up (d, 2f), columns in the order gate, up, and down (f, d); shared_up and
-    shared_down are such a layer for every token. It remembers nothing, but proposes how many tokens each expert
-    served, i32 [e]: see `expert_load`.
+    shared_down are such a layer for every token. It remembers nothing; what it proposes is where tokens
+    went: see `expert_load`.
     """
 
     norm: Norm
@@ -104,13 +115,13 @@ class MoE:
         experts = jnp.where(at.valid.reshape(-1, 1), experts, self.spec.e)  # padding goes to none
         mixed, load = through_experts(self.run, rows, weights, experts, self.spec.e)
         x = x + mixed.reshape(x.shape)
-        return (x + self.shared(y) if self.spec.f_shared else x), load
+        return (x + self.shared(y) if self.spec.f_shared else x), Routed(load, self.probability(rows, at))
 
     def route(self, y: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Normed tokens [t d] -> weights [t m] in float32 or wider, experts i32 [t m], best first."""
         s = self.spec
         return route(
-            y.astype(np.promote_types(y.dtype, np.float32)) @ self.router,
+            self.scores(y),
             top_k=s.top_k,
             scoring=s.scoring,
             normalise=s.normalise,
@@ -119,6 +130,16 @@ class MoE:
             top_groups=s.top_groups,
             scale=s.scale,
         )
+
+    def scores(self, y: jax.Array) -> jax.Array:
+        """The router's word on normed tokens [t d] -> [t e] in float32 or wider."""
+        return y.astype(np.promote_types(y.dtype, np.float32)) @ self.router
+
+    def probability(self, y: jax.Array, at: Span) -> jax.Array:
+        """Each expert's share [e] of a softmax of the scores, over the real ones of normed tokens [t d]."""
+        real, shares = at.valid.reshape(-1, 1), jax.nn.softmax(self.scores(y))
+        n = jnp.maximum(jnp.sum(real, dtype=shares.dtype), 1)
+        return jnp.sum(jnp.where(real, shares, 0), axis=0) / n
 
     def run(self, y: jax.Array, sizes: jax.Array) -> jax.Array:
         """Each expert on its rows: y [rows d] sorted by expert, sizes i32 [e] -> [rows d]."""
@@ -150,7 +171,7 @@ def expert_load(model: Any, tokens: jax.Array) -> jax.Array:
     b, t = tokens.shape
     at = Span.chain(jnp.zeros(b, jnp.int32), jnp.full(b, t, jnp.int32), t)
     _, pending = model.hidden(tokens, None, at)
-    loads = [load for block, load in zip(model.blocks, pending, strict=True) if isinstance(block, MoE)]
+    loads = [one.load for block, one in zip(model.blocks, pending, strict=True) if isinstance(block, MoE)]
     if not loads:
         raise ValueError("expert_load: the model has no block with experts")
     return jnp.stack(loads)

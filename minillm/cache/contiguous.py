@@ -4,7 +4,7 @@ A span's keys and values are written past the committed length, so keeping a pre
 all: the length is not stored here, the next span simply starts there. Keeping one path of a draft tree moves that
 path's rows together.
 
-Decoding reads the whole memory once a step, so the layout follows the reads: the rows of one KV head lie
+Decoding reads all that is written once a step, so the layout follows the reads: the rows of one KV head lie
 together, which makes both products of attention plain batched matrix products without a copy.
 """
 
@@ -41,7 +41,7 @@ class Contiguous:
         return self._write(rows, k, v, at)
 
     def attend(self, q: jax.Array, at: Span, **options) -> tuple[jax.Array, jax.Array]:
-        """q [b t h k] -> y [b t h j], lse [b t h]; options as in `ops.naive_attention`."""
+        """q [b t h k] -> y [b t h j], lse [b t h]; causal, window, softcap, scale, alibi as in the ops."""
         return attend_rows(q, self, at, **options)
 
     def n_rows(self, at: Span) -> int:
@@ -85,10 +85,16 @@ def slots(at: Span) -> jax.Array:
 def rows_of(memory: jax.Array, at: Span, first, size: int) -> jax.Array:
     """Rows first … first + size - 1 of the span's sequences, [b s g k] from memory [slots, g, s, k].
 
-    Ops want this order; XLA folds the transpose into their matrix products and moves nothing.
+    Ops want this order; XLA folds the transpose into their matrix products.
     """
+
+    def of_slot(slot: jax.Array) -> jax.Array:
+        g, _, k = memory.shape[1:]
+        zero, row = jnp.zeros_like(slot), jnp.asarray(first, slot.dtype)
+        return jax.lax.dynamic_slice(memory, (slot, zero, row, zero), (1, g, size, k))[0]  # no more than that
+
     if at.slot is None:
         part = jax.lax.dynamic_slice_in_dim(memory, first, size, axis=2)
     else:
-        part = jax.vmap(lambda slot: jax.lax.dynamic_slice_in_dim(memory[slot], first, size, axis=1))(at.slot)
+        part = jax.vmap(of_slot)(at.slot)
     return jnp.moveaxis(part, 2, 1)

@@ -47,7 +47,7 @@ class Latent:
         expand = expanding_pays(t, k, a, j, l)
         q = q_nope if expand else project("bthk,hkl->bthl", q_nope, w_uk)
 
-        def attend(rows: Rows) -> tuple[jax.Array, jax.Array]:
+        def attend_block(rows: Rows) -> tuple[jax.Array, jax.Array]:
             latent, k_rope = (x[:, :, 0].astype(q.dtype) for x in (rows.v, rows.k))
             places: dict[str, Any] = {"q_pos": at.query_pos, "k_pos": rows.pos, "mask": rows.mask}
             if expand:
@@ -57,8 +57,8 @@ class Latent:
                 )
             return attend_latents(q, q_rope, latent, k_rope, **places, scale=scale)
 
-        row = len(q) * (h * (k + a) if expand else l + a)
-        y, lse = by_blocks(attend, self.memory, at, row, h)
+        row_size = len(q) * (h * (k + a) if expand else l + a)
+        y, lse = by_blocks(attend_block, self.memory, at, row_size, h)
         y = y.astype(q.dtype)
         return y if expand else project("bthl,hjl->bthj", y, w_uv), lse
 

@@ -36,7 +36,7 @@ class Paged:
         return self._write(page, row, k, v)
 
     def attend(self, q: jax.Array, at: Span, **options) -> tuple[jax.Array, jax.Array]:
-        """q [b t h k] -> y [b t h j], lse [b t h]; options as in `ops.naive_attention`."""
+        """q [b t h k] -> y [b t h j], lse [b t h]; causal, window, softcap, scale, alibi as in the ops."""
         return attend_rows(q, self, at, **options)
 
     def n_rows(self, at: Span) -> int:

@@ -41,7 +41,7 @@ class Ring:
         return Ring(self.keys, self.values, (k.astype(self.keys.dtype), v.astype(self.values.dtype)))
 
     def attend(self, q: jax.Array, at: Span, sinks=None, **options) -> tuple[jax.Array, jax.Array]:
-        """q [b t h k] -> y [b t h j], lse [b t h]; options as in `ops.naive_attention`."""
+        """q [b t h k] -> y [b t h j], lse [b t h]; causal, window, softcap, scale, alibi as in the ops."""
         assert self.span is not None, "append comes before attend"
         k, v = self.span
         parts = [attend_rows(q, memory, at, **options) for memory in (self, Transient(k, v))]

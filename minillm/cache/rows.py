@@ -15,12 +15,13 @@ from ..ops import merge_attention, naive_attention
 from ..ops.attention.scores import add_sinks
 from ..span import Span
 
-BLOCK = 1 << 20  # numbers: of a block's keys, and of its scores (some 4 MB each, for a share of a cache)
+BLOCK = 1 << 20  # numbers: of a block's keys, and of its scores (4 MB each in float32)
 FEWEST = 256  # rows a block, however wide they are: less is all overhead
+AT_ONCE = 1024  # rows that are not worth cutting up
 
 
 class Rows(NamedTuple):
-    """Some rows of a memory: k [b s g k], v [b s g j], pos i32 [b s], -1 where there is no token, and bool
+    """Some rows of a memory: k [b s g k], v [b s g j], pos i32 [b s], negative where there is no token, and bool
     mask [b t s], which of them the span's tokens see (None: their order says it).
     """
 
@@ -47,15 +48,18 @@ class Memory(Protocol):
 
 
 def attend_rows(q: jax.Array, memory: Memory, at: Span, sinks=None, **options) -> tuple[jax.Array, jax.Array]:
-    """Attention of q [b t h k] over a memory -> y [b t h j], lse [b t h]; options as in `ops.naive_attention`."""
+    """Attention of q [b t h k] over a memory -> y [b t h j], lse [b t h].
 
-    def attend(rows: Rows) -> tuple[jax.Array, jax.Array]:
+    The options are window, softcap, scale and others of `ops.naive_attention` that do not come by the row.
+    """
+
+    def attend_block(rows: Rows) -> tuple[jax.Array, jax.Array]:
         k, v = rows.k.astype(q.dtype), rows.v.astype(q.dtype)
         places: dict[str, Any] = {"q_pos": at.query_pos, "k_pos": rows.pos, "mask": rows.mask}
         return naive_attention(q, k, v, **places, return_lse=True, **options)
 
-    row = jax.eval_shape(lambda: memory.rows(at, 0, 1).k).size
-    y, lse = add_sinks(*by_blocks(attend, memory, at, row, q.shape[2]), sinks)
+    row_size = jax.eval_shape(lambda: memory.rows(at, 0, 1).k).size
+    y, lse = add_sinks(*by_blocks(attend_block, memory, at, row_size, q.shape[2]), sinks)
     return y.astype(q.dtype), lse
 
 
@@ -65,16 +69,16 @@ def n_written(at: Span, length: int) -> jax.Array:
 
 
 def by_blocks(
-    attend: Callable[[Rows], tuple[jax.Array, jax.Array]], memory: Memory, at: Span, row: int, h: int
+    attend: Callable[[Rows], tuple[jax.Array, jax.Array]], memory: Memory, at: Span, row_size: int, h: int
 ) -> tuple[jax.Array, jax.Array]:
     """Fold `attend` of each block into one y [b t h j] and lse [b t h].
 
-    A block has as many rows as keep both its keys (`row` numbers for each row, all sequences together) and the
-    scores of h heads within BLOCK.
+    A block has as many rows as keep both its keys (`row_size` numbers a row, of all sequences together) and the
+    scores of h heads within BLOCK, but FEWEST at least. y is in float32 or wider where there are several blocks.
     """
     length, (b, t) = memory.n_rows(at), at.pos.shape
-    block = max(FEWEST, BLOCK // max(row, b * t * h))
-    if block >= length:
+    block = max(FEWEST, BLOCK // max(row_size, b * t * h))
+    if length <= max(block, AT_ONCE):
         return attend(memory.rows(at, 0, length))
 
     def fold(i: jax.Array, running: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:

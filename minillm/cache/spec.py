@@ -1,7 +1,11 @@
 """How much memory a model is given."""
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
+
+import jax.numpy as jnp
+
+from ..config import check_words
 
 Kind = Literal["contiguous", "paged"]
 
@@ -13,7 +17,7 @@ class StateSpec:
     slots      how many sequences are remembered at once
     max_len    tokens a sequence, drafts included: start + n of no span may be more
     kind       how attention stores them
-    dtype      of keys, values and recurrent states
+    dtype      of keys and values; recurrent states are float32 or wider
     page_size  rows a page (paged only)
     n_pages    pages a layer, shared by all sequences (paged only)
     """
@@ -26,8 +30,9 @@ class StateSpec:
     n_pages: int = 0
 
     def __post_init__(self):
-        if self.kind not in get_args(Kind):
-            raise ValueError(f"StateSpec: kind is {self.kind!r}, expected one of {', '.join(get_args(Kind))}")
+        check_words(self)
+        if not jnp.issubdtype(self.dtype, jnp.floating):
+            raise ValueError(f"StateSpec: dtype is {self.dtype}, expected a floating-point one")
         sizes = ("slots", "max_len") + (("page_size", "n_pages") if self.kind == "paged" else ())
         for name in sizes:
             if getattr(self, name) < 1:

@@ -1,4 +1,4 @@
-"""No memory at all: a span that attends to itself alone, for training and scoring whole sequences."""
+"""No memory at all: a span that attends to itself alone, as in training and scoring, or beside a ring."""
 
 import jax
 from flax import struct
@@ -15,7 +15,7 @@ class Transient:
     values: jax.Array
 
     def attend(self, q: jax.Array, at: Span, **options) -> tuple[jax.Array, jax.Array]:
-        """q [b t h k] -> y [b t h j], lse [b t h]; options as in `ops.naive_attention`."""
+        """q [b t h k] -> y [b t h j], lse [b t h]; causal, window, softcap, scale, alibi as in the ops."""
         return attend_rows(q, self, at, **options)
 
     def n_rows(self, at: Span) -> int:

@@ -59,6 +59,8 @@ def write_gguf(
         raise UserError(f"dtype is {dtype!r}, expected one of: {', '.join(FLOATS)}")
     if not hasattr(arch, "gguf_metadata"):
         raise UserError(f"{path}: architecture {config.arch} cannot be written as GGUF; it has no gguf_metadata")
+    if config.limited:
+        raise UserError(f"{path}: the model was opened for {config.context} tokens only; open it without a context")
     ends = dict(zip(END_KEYS, config.eos, strict=False))
     metadata = arch.gguf_metadata(config) | {"general.file_type": TYPE_NUMBERS[dtype]} | ends | dict(tokenizer)
     entries = [text(key) + encoded(value) for key, value in metadata.items()]

@@ -58,7 +58,7 @@ class Checkpoint:
             Model.build(self.config, ask)
             return Model.build(self.config, lambda name, layer, *shapes, init: reads[name, layer].result())
         finally:
-            pool.shutdown(cancel_futures=True)  # Ctrl-C should not wait for the rest of a large model
+            pool.shutdown(cancel_futures=True)  # after an error, nobody needs the rest
 
     def entry(self, name: str) -> Entry:
         """How a parameter is made; UserError if the architecture does not say."""

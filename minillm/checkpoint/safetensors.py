@@ -11,11 +11,13 @@ import ml_dtypes  # noqa: F401  (registers bfloat16 with NumPy, which safetensor
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from ..config import shown
 from ..errors import UserError
 from .jsonfile import read_json
 from .source import Index, missing
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+LONGEST_NAME = 255  # of a tensor or a file
 BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 
 
@@ -65,21 +67,31 @@ class Safetensors:
         for file in sorted(set(listed.values())):
             if Path(file).name != file:
                 raise UserError(f"{where}: shard {file!r} is a path, expected a file name in the same folder")
-            if not (folder / file).is_file():
-                raise UserError(f"{where}: shard {file} is missing")
-            self.slices |= open_shard(folder / file)
+            if len(file) > LONGEST_NAME or not (folder / file).is_file():
+                raise UserError(f"{where}: shard {shown(file)} is missing")
+            shard = open_shard(folder / file)
+            for name in shard:
+                if listed.get(name, file) != file:
+                    raise UserError(f"{folder / file}: holds tensor {name}, but {INDEX} says {listed[name]!r}")
+            self.slices |= shard
         for name in listed:
             if name not in self.slices:
-                raise UserError(f"{where}: tensor {name} is not in shard {listed[name]}")
+                raise UserError(f"{where}: tensor {shown(name)} is not in shard {listed[name]}")
 
 
 def open_shard(path: Path) -> dict:
     """The tensors of one file, by name, not yet read."""
     try:
         shard = safe_open(path, framework="numpy")
-        return {name: shard.get_slice(name) for name in shard.keys()}  # noqa: SIM118  (not a dict)
+        names = shard.keys()
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{path}: not a whole safetensors file ({error}); fetch it again") from None
+    for name in names:
+        if not name.isprintable() or not 0 < len(name) <= LONGEST_NAME:
+            raise UserError(
+                f"{path}: a tensor is called {name[:40]!r}, expected 1 to {LONGEST_NAME} printable signs"
+            )
+    return {name: shard.get_slice(name) for name in names}
 
 
 def pickle_hint(folder: Path) -> str:

@@ -22,13 +22,15 @@ def command(model: str) -> None:
     Example:
       minillm info smollm2-135m
     """
+    import jax
+
     from ..checkpoint.loader import open_checkpoint
     from ..lm import find_model
 
     checkpoint = open_checkpoint(find_model(model))
     shapes = checkpoint.shapes()  # a file that would not load is not described as if it did
     config, source = checkpoint.config, checkpoint.source
-    parameters = sum(math.prod(source.shape(name)) for name in source.names())
+    parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))  # a file may hold more
     stored = sum(source.nbytes(name) for name in source.names())
     rows = [
         ("file", source.where),
@@ -57,8 +59,9 @@ def layers(config: "Config") -> Iterator[tuple[str, str]]:
         for spec in layer:
             kinds.setdefault(spec, []).append(i)
     for spec, where in kinds.items():
-        some = "" if len(where) == len(config.layers) else f" (layers {spans(where)})"
-        yield type(spec).__name__.removesuffix("Spec").lower(), choices(spec) + some
+        some = "" if len(where) == len(config.layers) else f" (layer{'s' * (len(where) > 1)} {spans(where)})"
+        words = re.findall(r"[A-Z]+[a-z\d]*", type(spec).__name__.removesuffix("Spec"))
+        yield " ".join(words).lower(), choices(spec) + some
 
 
 def choices(spec: Any) -> str:
@@ -67,10 +70,20 @@ def choices(spec: Any) -> str:
     for one in fields(spec):
         value = getattr(spec, one.name)
         if one.name == "rope":
-            parts.append(f"rope on {2 * len(value.freqs)} channels" if value else "no rope")
+            parts.append(turned(value))
+        elif isinstance(value, float) and value != one.default:
+            parts.append(f"{one.name} {value:.4g}")
         elif value != one.default:
             parts.append(one.name if value is True else f"{one.name} {value}")
     return ", ".join(parts)
+
+
+def turned(rope: Any) -> str:
+    """Which positions a block knows."""
+    if rope is None:
+        return "no rope"
+    kind = "" if rope.recipe.kind == "default" else f" {rope.recipe.kind}"
+    return f"rope{kind} of base {rope.recipe.theta:g} on {2 * len(rope.freqs)} channels"
 
 
 def spans(numbers: list[int]) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ from safetensors.numpy import load_file, save_file
 from tiny import config, settings, without
 
 import minillm
+from minillm.blocks import AttentionSpec, MambaSpec, MLPSpec, MoESpec
+from minillm.cache import StateSpec
 from minillm.config import Config
 from minillm.errors import UserError
 
@@ -90,7 +93,7 @@ def test_what_is_not_supported_is_refused_by_field(message, tmp_path):
 def test_a_checkpoint_that_sees_as_well_is_refused_by_its_name(tmp_path):
     values = {"model_type": "gemma3", "text_config": settings("gemma3_text_0", tmp_path), "vision_config": {}}
     (tmp_path / "config.json").write_text(json.dumps(values))
-    with pytest.raises(UserError, match=r"model_type is 'gemma3', which is not supported; .* gemma3_text"):
+    with pytest.raises(UserError, match=r"model_type is 'gemma3', not supported; .* gemma3_text"):
         minillm.load(tmp_path)
 
 
@@ -119,3 +122,24 @@ def test_a_phi3_opened_for_a_context_computes_what_transformers_does_within_it(c
     tokens = tiny.SCRIPT["write_tiny"](tmp_path, "phi3", 1, seed=50)[:length]
     expected = tiny.SCRIPT["reference_logits"](tmp_path, tokens)
     tiny.assert_agrees(minillm.load(tmp_path, context=context).logits(tokens[None])[0], expected)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda: AttentionSpec(4, 2, 8, None, qk_norm=cast(Any, "heads")),
+            "qk_norm is 'heads', expected one of '', 'head', 'all'",
+        ),
+        (lambda: AttentionSpec(4, 3, 8, None), "h is 4, expected a multiple of g = 3"),
+        (lambda: AttentionSpec(4, 2, 8, None, window=0), "window is 0"),
+        (lambda: MLPSpec(8, cast(Any, "relu")), "activation is 'relu'"),
+        (lambda: MambaSpec(8, 4, 2, norms=cast(Any, "weights")), "norms is 'weights'"),
+        (lambda: MoESpec(4, 8, 5), "top_k is 5, expected at most e = 4"),
+        (lambda: Config("toy", 8, 9, 10, (), True, norm=cast(Any, "rmsnorm")), "norm is 'rmsnorm'"),
+        (lambda: StateSpec(1, 8, dtype="int8"), "dtype is int8, expected a floating-point one"),
+    ],
+)
+def test_a_description_that_cannot_be_meant_is_refused_when_it_is_made(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

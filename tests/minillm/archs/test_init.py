@@ -8,6 +8,7 @@ import pytest
 import tiny
 
 import minillm
+from minillm.archs import find_hf
 from minillm.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("quick_programs")
@@ -48,3 +49,14 @@ def test_a_model_without_a_tokenizer_generates_from_token_ids():
 def test_a_config_that_is_not_understood_is_refused_by_field():
     with pytest.raises(UserError, match="config: hidden_act is 'relu'"):
         minillm.init(CONFIG | {"hidden_act": "relu"})
+
+
+@pytest.mark.parametrize("config", [None, [], "llama"])
+def test_what_is_no_config_is_refused(config):
+    with pytest.raises(UserError, match=f"config is a {type(config).__name__}, expected a Config or"):
+        minillm.init(config)
+
+
+def test_a_family_from_outside_can_be_drawn_too():
+    made = minillm.init(CONFIG | {"model_type": "mine"}, arch=find_hf("llama", "test"))
+    assert made.config.arch == "mine"

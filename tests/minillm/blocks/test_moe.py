@@ -62,7 +62,8 @@ def activations(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
 
 @partial(jax.jit, compiler_options=QUICK)
 def whole(moe: Any, x: jax.Array, n: jax.Array):
-    return moe(x, None, Span.chain(jnp.zeros_like(n), n, x.shape[1]))
+    y, routed = moe(x, None, Span.chain(jnp.zeros_like(n), n, x.shape[1]))
+    return y, routed.load
 
 
 def matrix(weight, expert: int | None = None) -> tuple[np.ndarray, np.ndarray]:

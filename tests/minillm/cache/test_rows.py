@@ -1,5 +1,7 @@
 """A memory read in blocks answers as one that is read at once."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,6 +26,7 @@ def _small_blocks(monkeypatch):
     """Blocks of 3 to 5 rows: 17 rows end within a block, and the laws' spans within another."""
     monkeypatch.setattr(rows, "BLOCK", 40)
     monkeypatch.setattr(rows, "FEWEST", 3)
+    monkeypatch.setattr(rows, "AT_ONCE", 3)
 
 
 @pytest.mark.usefixtures("_small_blocks", "quick_programs")
@@ -78,7 +81,7 @@ def test_gradients_go_back_through_the_blocks(monkeypatch):
         return jax.jit(jax.grad(loss, (0, 1, 2)), compiler_options=QUICK)(q, k, v)
 
     found = gradients()
-    monkeypatch.setattr(rows, "FEWEST", 11)  # all at once
+    monkeypatch.setattr(rows, "AT_ONCE", 11)
     expected = gradients()
     assert any(np.any(one != other) for one, other in zip(found, expected, strict=True))  # another order of sums
     for one, other in zip(found, expected, strict=True):
@@ -96,6 +99,18 @@ def test_blocks_that_no_sequence_has_reached_are_not_read(start, n, blocks):
         assert part.k.shape == (2, 5, 2, 4)
         return jnp.zeros((2, 1, 4, 4)), jnp.zeros((2, 1, 4))
 
-    run = jax.jit(lambda memory: rows.by_blocks(attend, memory, at, row=8, h=4), compiler_options=QUICK)
+    run = jax.jit(lambda memory: rows.by_blocks(attend, memory, at, row_size=8, h=4), compiler_options=QUICK)
     _, lse = run(memory)
     np.testing.assert_allclose(lse, np.log(blocks), atol=1e-6)
+
+
+def test_a_step_of_some_slots_copies_blocks_and_not_their_whole_memory():
+    """XLA moves what does not change out of a loop: a slot's memory must not be taken before its block is."""
+    ones = np.ones(2, np.int32)
+    at = Span.chain(ones, ones, 1, slot=np.array([2, 0]))
+    memory: Any = jax.eval_shape(lambda: new_cache(StateSpec(slots=4, max_len=1 << 16), 2, 64))
+    q = jax.ShapeDtypeStruct((2, 1, 4, 64), np.float32)
+    step = jax.jit(lambda memory, q, at: memory.attend(q, at)).lower(memory, q, at).compile()
+    analysis = step.memory_analysis()
+    assert analysis is not None
+    assert analysis.temp_size_in_bytes < memory.keys.size  # a quarter of the keys' bytes

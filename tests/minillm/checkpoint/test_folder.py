@@ -15,6 +15,8 @@ from minillm.archs.tensors import HalfSplit, Stack, Tensor, View
 from minillm.checkpoint.loader import open_checkpoint
 from minillm.errors import UserError
 
+INDEX = "model.safetensors.index.json"
+
 
 def test_a_folder_without_a_tokenizer_works_on_token_ids(tmp_path):
     lm = minillm.load(files.write_folder(tmp_path / "m"))
@@ -40,6 +42,21 @@ def test_shards_are_the_same_model_as_one_file(tmp_path):
     assert np.array_equal(minillm.load(whole).logits(tokens), minillm.load(parts).logits(tokens))
 
 
+@pytest.mark.parametrize("index", ["a.safetensors", "b.safetensors"])
+def test_a_tensor_in_another_shard_than_the_index_says_is_refused(index, tmp_path):
+    """Two shards may hold one name; which of the two would be read must not depend on the order of files."""
+    folder, tensors = files.write_folder(tmp_path / "m"), files.hf_tensors()
+    (folder / "model.safetensors").unlink()
+    twice, moved = "model.norm.weight", "model.embed_tokens.weight"
+    save_file({name: tensors[name] for name in tensors if name != moved}, folder / "a.safetensors")
+    save_file({moved: tensors[moved], twice: tensors[twice] + 1}, folder / "b.safetensors")
+    weight_map = dict.fromkeys(tensors, "a.safetensors") | {moved: "b.safetensors", twice: index}
+    (folder / INDEX).write_text(json.dumps({"weight_map": weight_map}))
+    other = {"a.safetensors": "b.safetensors", "b.safetensors": "a.safetensors"}[index]
+    with pytest.raises(UserError, match=f"{other}: holds tensor model.norm.weight, but .* says '{index}'"):
+        open_checkpoint(folder)
+
+
 CONFIGS = {
     "model_type is 'nonsense'": {"model_type": "nonsense"},
     r"model_type is \['llama'\]": {"model_type": ["llama"]},
@@ -62,6 +79,8 @@ CONFIGS = {
     "lm_head.weight is missing": {"tie_word_embeddings": False},
     "num_key_value_heads is 3, expected a divisor": {"num_key_value_heads": 3},
     "head_dim is 7": {"head_dim": 7},
+    "head_dim is 1000000000, expected at most 65536": {"head_dim": 10**9},
+    "factor is 1e-320": {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 1e-320}},
 }
 
 
@@ -112,7 +131,6 @@ def break_file(name: str, content: bytes | None):
     return broken
 
 
-INDEX = "model.safetensors.index.json"
 FAULTS = {
     "has no config.json": break_file("config.json", None),
     "cannot be read as JSON": break_file("config.json", b"{"),
@@ -121,10 +139,14 @@ FAULTS = {
     "neither model.safetensors": break_file("model.safetensors", None),
     "not a whole safetensors file": break_file("model.safetensors", struct.pack("<Q", 2**62) + bytes(99)),
     "is a path": break_file(INDEX, json.dumps({"weight_map": {"a": "../model.safetensors"}}).encode()),
-    "shard gone.safetensors is missing": break_file(
+    "shard 'gone.safetensors' is missing": break_file(
         INDEX, json.dumps({"weight_map": {"a": "gone.safetensors"}}).encode()
     ),
-    "tensor a is not in shard": break_file(INDEX, json.dumps({"weight_map": {"a": "model.safetensors"}}).encode()),
+    "tensor 'a' is not in shard": break_file(
+        INDEX, json.dumps({"weight_map": {"a": "model.safetensors"}}).encode()
+    ),
+    "shard 'xxx.*is missing": break_file(INDEX, json.dumps({"weight_map": {"a": "x" * 300}}).encode()),
+    r"model_type is (a list|\[\[)": break_file("config.json", b'{"model_type": ' + b"[" * 900 + b"]" * 900 + b"}"),
     "weight_map is missing": break_file(INDEX, b"{}"),
     "tokenizers library": break_file("tokenizer.json", b"{}"),
 }

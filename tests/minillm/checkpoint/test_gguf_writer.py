@@ -394,6 +394,14 @@ def vocabulary(v: int) -> dict[str, Any]:
     }
 
 
+def test_a_model_opened_for_a_shorter_context_is_not_written_as_if_it_were_made_for_it(tmp_path):
+    """Its window could be lost: one as long as the context hides nothing."""
+    tiny.unpacked("llama_0", tmp_path)
+    lm = minillm.load(tmp_path, context=7)
+    with pytest.raises(UserError, match="opened for 7 tokens only"):
+        write_gguf(tmp_path / "m.gguf", lm.model, lm.config, find_hf("llama", "test"))
+
+
 def llama_cpp(path: Path, prompt: list[int], n: int, v: int) -> tuple[list[int], np.ndarray]:
     """What llama.cpp generates greedily after a prompt, n tokens, and the log-probabilities [n, v] at each."""
     import xllamacpp  # pyright: ignore[reportMissingImports]
