@@ -1,4 +1,4 @@
-"""Where things are kept on this machine: models that were pulled, programs that were compiled."""
+"""Where things are kept: models that come with the package or were pulled, programs that were compiled."""
 
 import os
 from pathlib import Path
@@ -20,6 +20,12 @@ def cache_folder() -> Path:
 def model_folder() -> Path:
     """Pulled models."""
     return cache_folder() / "models"
+
+
+def bundled_models() -> dict[str, Path]:
+    """The models that come with the package, by name."""
+    folder = Path(__file__).parent / "models"
+    return {path.parent.name: path.parent for path in sorted(folder.glob("*/config.json"))}
 
 
 def program_folder() -> Path:

@@ -19,6 +19,7 @@ from .checkpoint.loader import open_checkpoint, stacked
 from .checkpoint.pull import MODELS, pulled
 from .config import Config, Fields, shown
 from .errors import UserError
+from .folders import bundled_models
 from .generate import Plan, bucket, compile_prefill, compile_step, generate_tokens
 from .model import Model
 from .sampling import new_sampler, require
@@ -249,7 +250,7 @@ def score(model: Model, tokens: jax.Array, n: jax.Array) -> jax.Array:
 
 
 def load(model: str | Path, *, context: int | None = None, arch: Arch | None = None) -> LM:
-    """Open a model: a name that was pulled, a `.gguf` file, or a folder with config.json and safetensors.
+    """Open a model: a name (`minillm list`), a `.gguf` file, or a folder with config.json and safetensors.
 
     context limits how long a sequence may get (models with two sets of rotary factors choose by it); arch is a
     module like those in `minillm/archs`, for a family that is not among them. UserError if the files are not whole
@@ -307,8 +308,11 @@ def find_model(model: str | Path) -> Path:
             return path
     except OSError:  # a name too long for any file
         pass
+    bundled = bundled_models()
+    if str(model) in bundled:
+        return bundled[str(model)]
     if str(model) in MODELS:
         return pulled(str(model))
-    known = ", ".join(MODELS)
+    known = ", ".join([*bundled, *MODELS])
     name = repr(str(model)) if len(str(model)) < 500 else shown(str(model))
     raise UserError(f"model {name} is neither a file, a folder nor a known name; names: {known}")

@@ -1,16 +1,77 @@
-"""Tokenizer: text to token ids and back, with the `tokenizers` library doing the work."""
+"""Tokenizer: text to token ids and back, with the `tokenizers` or the `sentencepiece` library doing the work."""
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import groupby
 from threading import Lock
+from typing import TYPE_CHECKING, Protocol
 
 import tokenizers
 
 from .chat import Message, render_chat
 from .errors import UserError
 
+if TYPE_CHECKING:
+    from sentencepiece import SentencePieceProcessor
+
 # Control tokens that end a text or a turn, whether or not a checkpoint says so in its metadata.
 END_TOKENS = ("<|endoftext|>", "<|im_end|>", "<|end_of_text|>", "<|eot_id|>", "<end_of_turn>", "</s>")
+
+
+class Backend(Protocol):
+    """What the libraries do, each in its way."""
+
+    def encode(self, text: str, recognise: bool, affixes: bool) -> list[int]:
+        """Ids of text; control tokens in it are recognised as such, and others added around it, or not."""
+        ...
+
+    def decode(self, ids: list[int]) -> str:
+        """The text, control tokens spelled out."""
+        ...
+
+
+@dataclass(frozen=True)
+class Bytes:
+    """Byte-level pairs, by the `tokenizers` library."""
+
+    library: tokenizers.Tokenizer
+    lock: Lock = field(default_factory=Lock)
+
+    def encode(self, text: str, recognise: bool, affixes: bool) -> list[int]:
+        with self.lock:  # the setting belongs to the library's object, not to the call
+            self.library.encode_special_tokens = not recognise
+            return self.library.encode(text, add_special_tokens=affixes).ids
+
+    def decode(self, ids: list[int]) -> str:
+        return self.library.decode(ids, skip_special_tokens=False)
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """Pieces of words, or bytes where none fits, by the `sentencepiece` library; it adds nothing around a text."""
+
+    library: "SentencePieceProcessor"
+
+    @cached_property
+    def controls(self) -> dict[str, int]:
+        """The control tokens' ids; no text gives them but their own names."""
+        ids = range(self.library.GetPieceSize())
+        return {self.library.IdToPiece(i): i for i in ids if self.library.IsControl(i)}
+
+    def encode(self, text: str, recognise: bool, affixes: bool) -> list[int]:
+        if not recognise or not self.controls:
+            return self.library.EncodeAsIds(text)
+        parts = re.split(f"({'|'.join(map(re.escape, self.controls))})", text)
+        coded = ([self.controls[p]] if p in self.controls else self.library.EncodeAsIds(p) for p in parts if p)
+        return [token for part in coded for token in part]
+
+    def decode(self, ids: list[int]) -> str:
+        names = {i: name for name, i in self.controls.items()}
+        known = [i for i in ids if 0 <= i < self.library.GetPieceSize()]  # a model may have room for more
+        runs = groupby(known, key=lambda i: names.get(i, ""))
+        return "".join(name * len([*run]) if name else self.library.DecodeIds([*run]) for name, run in runs)
 
 
 @dataclass(frozen=True)
@@ -22,13 +83,12 @@ class Tokenizer:
     backend does so itself.
     """
 
-    backend: tokenizers.Tokenizer = field(repr=False)
+    backend: Backend = field(repr=False)
     bos: str = ""
     eos: str = ""
     ends: tuple[int, ...] = ()
     chat_template: str | None = field(default=None, repr=False)
     prefix: tuple[int, ...] = ()
-    lock: Lock = field(default_factory=Lock, repr=False)
 
     def encode(self, text: str, special: bool = True) -> list[int]:
         """Token ids of text.
@@ -48,7 +108,7 @@ class Tokenizer:
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of token ids, special tokens spelled out; bytes that are not UTF-8 become U+FFFD."""
-        return self.backend.decode(list(ids), skip_special_tokens=False)
+        return self.backend.decode(list(ids))
 
     def stream(self) -> "TextStream":
         """A decoder that takes ids one at a time."""
@@ -59,9 +119,7 @@ class Tokenizer:
             text.encode()
         except UnicodeEncodeError as error:
             raise UserError(f"text has a lone surrogate at character {error.start}, expected Unicode") from None
-        with self.lock:  # the setting belongs to the backend, not to the call
-            self.backend.encode_special_tokens = not recognise
-            ids = self.backend.encode(text, add_special_tokens=affixes).ids
+        ids = self.backend.encode(text, recognise, affixes)
         return [*self.prefix, *ids] if affixes else ids
 
 

@@ -10,12 +10,11 @@ import os
 import struct
 import tempfile
 from array import array
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import jax
 import numpy as np
 
 from ..archs import Arch
@@ -26,7 +25,8 @@ from ..config import Config, shown
 from ..errors import UserError
 from ..model import Model
 from .gguf import ARRAY, GGUF, SCALARS, STRING, Cursor, read_metadata
-from .loader import END_KEYS, from_gguf, stacked
+from .loader import END_KEYS, from_gguf
+from .parameters import Request, parameters
 from .source import Index, missing
 
 ALIGNMENT = 32
@@ -104,28 +104,6 @@ class Draft:
     def read(self, name: str, index: Index = ()) -> np.ndarray:
         self.shape(name)
         return self.tensors[name][index]
-
-
-@dataclass(frozen=True)
-class Request:
-    """What `Model.build` asks for; to jax it is a leaf, and can stand where the array will be."""
-
-    name: str
-    layer: int | None
-    shapes: tuple[Shape, ...]
-
-
-def parameters(model: Model, config: Config) -> Iterator[tuple[Request, np.ndarray]]:
-    """The arrays of a model, in float32, beside the requests that they answered."""
-    requests = Model.build(config, lambda name, layer, *shapes, init: Request(name, layer, shapes))
-    if jax.tree.structure(requests) != jax.tree.structure(model):
-        raise UserError("the model is not the one that its config describes, in plain floating point")
-    for request, found in zip(jax.tree.leaves(requests), jax.tree.leaves(model), strict=True):
-        expected = stacked(request.shapes).shape
-        if found.shape != expected:
-            where = request.name if request.layer is None else f"{request.name} of layer {request.layer}"
-            raise UserError(f"the model's {where} has shape {list(found.shape)}, its config says {list(expected)}")
-        yield request, np.asarray(found).astype(np.float32, copy=False)
 
 
 def written(request: Request, array: np.ndarray, draft: Draft, config: Config, arch: Arch) -> dict[str, np.ndarray]:

@@ -1,4 +1,4 @@
-"""Tokenizers from checkpoints: a folder's `tokenizer.json`, or rebuilt from GGUF metadata."""
+"""Tokenizers from checkpoints: a folder's `tokenizer.json` or `tokenizer.model`, or rebuilt from GGUF metadata."""
 
 from array import array
 from pathlib import Path
@@ -8,7 +8,7 @@ import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
 from ..errors import UserError
-from ..tokenizer import END_TOKENS, Tokenizer
+from ..tokenizer import END_TOKENS, Bytes, Pieces, Tokenizer
 from .jsonfile import LARGEST, read_json
 
 CONTROL, USER_DEFINED = 3, 4  # values of tokenizer.ggml.token_type
@@ -62,14 +62,34 @@ def tokenizer_from_gguf(metadata: dict[str, Any], where: str) -> Tokenizer | Non
     template = metadata.get("tokenizer.chat_template")
     if not isinstance(template, str | None):
         raise UserError(f"{where}: tokenizer.chat_template is a {type(template).__name__}, expected a string")
-    return Tokenizer(backend, bos, eos, tuple(sorted(ends)), template, prefix)
+    return Tokenizer(Bytes(backend), bos, eos, tuple(sorted(ends)), template, prefix)
 
 
 def tokenizer_from_folder(folder: Path) -> Tokenizer | None:
-    """The tokenizer of a Hugging Face folder; None if it has no tokenizer.json."""
-    path = folder / "tokenizer.json"
-    if not path.is_file():
-        return None
+    """The tokenizer of a Hugging Face folder; None if it has neither tokenizer.json nor tokenizer.model."""
+    settings = folder / "tokenizer_config.json"
+    values = read_json(settings) if settings.is_file() else {}
+    template = folder / "chat_template.jinja"
+    chat_template = read_text(template) if template.is_file() else values.get("chat_template")
+    if not isinstance(chat_template, str | None):
+        raise UserError(f"{settings}: chat_template is a {type(chat_template).__name__}, expected a string")
+    bos, eos = (added_text(values.get(key)) for key in ("bos_token", "eos_token"))
+    if (folder / "tokenizer.json").is_file():
+        backend = bytes_from_json(folder / "tokenizer.json")
+        added = backend.get_added_tokens_decoder().items()
+        ends = {i for i, token in added if token.special and token.content in (*END_TOKENS, eos)}
+        return Tokenizer(Bytes(backend), bos, eos, tuple(sorted(ends)), chat_template)
+    if (folder / "tokenizer.model").is_file():
+        pieces = pieces_from_file(folder / "tokenizer.model")
+        ends = {i for name, i in pieces.controls.items() if name in (*END_TOKENS, eos)}
+        begins = values.get("add_bos_token", True) and "<s>" in pieces.controls
+        prefix = (pieces.controls["<s>"],) if begins else ()
+        return Tokenizer(pieces, bos or "<s>", eos or "</s>", tuple(sorted(ends)), chat_template, prefix)
+    return None
+
+
+def bytes_from_json(path: Path) -> tokenizers.Tokenizer:
+    """What a tokenizer.json describes."""
     text = read_text(path)
     try:
         backend = tokenizers.Tokenizer.from_str(text)
@@ -79,16 +99,21 @@ def tokenizer_from_folder(folder: Path) -> Tokenizer | None:
         raise UserError(f"{path}: not a tokenizer the tokenizers library can read: {error}") from None
     backend.no_padding()
     backend.no_truncation()
-    settings = folder / "tokenizer_config.json"
-    values = read_json(settings) if settings.is_file() else {}
-    bos, eos = (added_text(values.get(key)) for key in ("bos_token", "eos_token"))
-    template = folder / "chat_template.jinja"
-    chat_template = read_text(template) if template.is_file() else values.get("chat_template")
-    if not isinstance(chat_template, str | None):
-        raise UserError(f"{settings}: chat_template is a {type(chat_template).__name__}, expected a string")
-    added = backend.get_added_tokens_decoder().items()
-    ends = {i for i, token in added if token.special and token.content in (*END_TOKENS, eos)}
-    return Tokenizer(backend, bos, eos, tuple(sorted(ends)), chat_template)
+    return backend
+
+
+def pieces_from_file(path: Path) -> Pieces:
+    """What a `.model` file of the sentencepiece library holds."""
+    from sentencepiece import SentencePieceProcessor  # only here: other checkpoints do without
+
+    if path.stat().st_size > LARGEST:
+        raise UserError(f"{path}: has {path.stat().st_size} bytes, expected at most {LARGEST}")
+    library = SentencePieceProcessor()
+    try:
+        library.LoadFromSerializedProto(path.read_bytes())
+    except (RuntimeError, OSError) as error:
+        raise UserError(f"{path}: not a model the sentencepiece library can read: {error}") from None
+    return Pieces(library)
 
 
 def read_text(path: Path) -> str:

@@ -1,0 +1,75 @@
+"""Writing Hugging Face folders: config.json as given, and the tensors it describes in one safetensors file."""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import ml_dtypes
+import numpy as np
+from safetensors.numpy import save_file
+
+from ..archs import Arch, find_hf
+from ..archs.tensors import View
+from ..config import Fields
+from ..errors import UserError
+from ..model import Model
+from .parameters import parameters
+from .safetensors import SINGLE
+
+DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
+
+
+def write_folder(
+    folder: str | Path,
+    model: Model,
+    values: Mapping[str, Any],
+    *,
+    arch: Arch | None = None,
+    dtype: Literal["F32", "F16", "BF16"] = "BF16",
+    more: Mapping[str, bytes] | None = None,
+) -> None:
+    """Write a model to a folder, which appears under its name once it is whole; UserError if there is one.
+
+    values are the entries of config.json, which must describe the model; arch is as in `minillm.load`; more are
+    other files by name, such as a tokenizer's.
+    """
+    folder = Path(folder)
+    if folder.exists():
+        raise UserError(f"{folder}: is there already; move it away, or choose another name")
+    arch = arch or find_hf(values.get("model_type"), "config.json: model_type")
+    config = arch.config_from_hf(Fields(values, "config.json"))
+    tensors: dict[str, np.ndarray] = {}
+    for request, array in parameters(model, config):
+        view = View(NoTensors(), config, request.layer)
+        tensors |= arch.HF_TENSORS[request.name].write(view, array, *request.shapes)
+    kept = {name: np.ascontiguousarray(array).astype(DTYPES[dtype]) for name, array in tensors.items()}
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        save_file(kept, draft / SINGLE, metadata={"format": "pt"})  # transformers asks for this word
+        (draft / "config.json").write_text(json.dumps(dict(values), indent=2) + "\n")
+        for name, content in (more or {}).items():
+            (draft / name).write_bytes(content)
+        for path in (draft, *draft.iterdir()):  # mkdtemp and safetensors leave them to their owner alone
+            path.chmod(0o755 if path.is_dir() else 0o644)
+        os.rename(draft, folder)
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
+
+
+class NoTensors:
+    """A checkpoint in which nothing stands yet: names are written out in full."""
+
+    def names(self) -> tuple[str, ...]:
+        return ()
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        raise KeyError(name)
+
+    def read(self, name: str, index: Any = ()) -> np.ndarray:
+        raise KeyError(name)

