@@ -35,22 +35,58 @@ WIDTHS = (128, 160, 192, 224, 256, 320, 384, CONTEXT)  # of a batch's rows
 TOKENS = 4096  # in a batch, padding included
 COPIES: dict[Source, int] = {"recipes": 3, "scripture": 1}  # of each document in an epoch
 
-LLAMA: dict[str, Any] = {
-    "model_type": "llama",
-    "architectures": ["LlamaForCausalLM"],
+ALIKE: dict[str, Any] = {
     "vocab_size": PIECES,
     "hidden_size": 256,
+    "max_position_embeddings": CONTEXT,
+    "tie_word_embeddings": True,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+ATTENTION: dict[str, Any] = ALIKE | {
     "intermediate_size": 768,
     "num_hidden_layers": 6,
     "num_attention_heads": 8,
     "num_key_value_heads": 8,
-    "max_position_embeddings": CONTEXT,
     "rms_norm_eps": 1e-5,
-    "rope_theta": 10000.0,
     "hidden_act": "silu",
-    "tie_word_embeddings": True,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
+}
+LLAMA = ATTENTION | {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "rope_theta": 10000.0}
+MIXTRAL = ATTENTION | {
+    "model_type": "mixtral",
+    "architectures": ["MixtralForCausalLM"],
+    "rope_theta": 10000.0,
+    "intermediate_size": 256,
+    "num_local_experts": 8,
+    "num_experts_per_tok": 3,  # 3 x 256 channels for a token, as many as tiny-transformer has
+}
+MAMBA = {key: value for key, value in ALIKE.items() if key != "max_position_embeddings"} | {
+    "model_type": "mamba",
+    "architectures": ["MambaForCausalLM"],
+    "num_hidden_layers": 12,
+    "state_size": 16,
+    "layer_norm_epsilon": 1e-5,
+}
+JAMBA = ATTENTION | {
+    "model_type": "jamba",
+    "architectures": ["JambaForCausalLM"],
+    "intermediate_size": 512,
+    "num_experts": 1,
+    "num_experts_per_tok": 1,
+    "expert_layer_period": 1,
+    "expert_layer_offset": 0,
+    "attn_layer_period": 3,
+    "attn_layer_offset": 1,
+    "mamba_d_state": 16,
+    "mamba_expand": 2,
+    "mamba_d_conv": 4,
+}
+SMALL = LLAMA | {
+    "hidden_size": 96,
+    "intermediate_size": 256,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 3,
+    "num_key_value_heads": 3,
 }
 
 
@@ -66,6 +102,10 @@ class Recipe:
 
 RECIPES = {
     "tiny-transformer": Recipe(LLAMA, steps=1800),
+    "tiny-moe": Recipe(MIXTRAL, steps=1800),
+    "tiny-mamba": Recipe(MAMBA, steps=1800),
+    "tiny-hybrid": Recipe(JAMBA, steps=1800),
+    "tiny-draft": Recipe(SMALL, steps=3600, teacher="tiny-transformer"),
 }
 
 
