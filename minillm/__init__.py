@@ -28,6 +28,10 @@ if (Path(__file__).parent / "ops").is_file():  # git without symlinks checks the
     )
 
 
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES, *_MODULES})
+
+
 def __getattr__(name: str):
     if name in _HOMES:
         return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)

@@ -146,7 +146,7 @@ def latent_attention_from_gguf(fields: Fields, source: Source) -> LatentAttentio
         a,
         j=fields.integer("attention.value_length_mla"),
         l=l,
-        rope=replace(turns, scale=1.0),
+        rope=replace(turns, scale=1.0),  # mscale / mscale_all_dim, which are equal
         scale=sharper**2 * width**-0.5,
         q_rank=fields.integer("attention.q_lora_rank", 0, least=0) or None,
         eps=fields.number("attention.layer_norm_rms_epsilon"),

@@ -22,6 +22,7 @@ HF_TENSORS = qwen2.HF_TENSORS | {
     "moe.norm": Tensor(LAYER + "post_attention_layernorm.weight"),
     "moe.router": Tensor(MLP + "router.weight"),
     "moe.router.bias": Tensor(MLP + "router.bias"),
+    # an expert's outputs come as f pairs of gate and up
     "moe.gate_up": ByPart(Transposed(Tensor(MLP + "experts.gate_up_proj")), heads="f", parts=("", ""), axis=1),
     "moe.gate_up.bias": ByPart(Tensor(MLP + "experts.gate_up_proj_bias"), heads="f", parts=("", ""), axis=1),
     "moe.down": Transposed(Tensor(MLP + "experts.down_proj")),

@@ -1,4 +1,7 @@
-"""Mamba (Gu and Dao 2023, arXiv:2312.00752), and FalconMamba with its norms (Zuo et al. 2024, arXiv:2410.05355)."""
+"""Mamba (Gu and Dao 2023, arXiv:2312.00752), and FalconMamba with its norms (Zuo et al. 2024, arXiv:2410.05355).
+
+No attention and no feed-forward layer: one Mamba block a layer, and nothing else.
+"""
 
 from ..blocks import MambaSpec
 from ..config import Config, Fields

@@ -1,4 +1,7 @@
-"""Mamba-2 (Dao and Gu 2024, arXiv:2405.21060), in the form of Codestral Mamba."""
+"""Mamba-2 (Dao and Gu 2024, arXiv:2405.21060), in the form of Codestral Mamba.
+
+One Mamba-2 block a layer: A is one number a head, and z, x, B, C and dt come out of one matrix.
+"""
 
 from math import inf
 

@@ -1,4 +1,7 @@
-"""Qwen2 (Yang et al. 2024, arXiv:2407.10671): Llama with biases on queries, keys and values."""
+"""Qwen2 (Yang et al. 2024, arXiv:2407.10671): Llama with biases on queries, keys and values.
+
+The upper layers may look back a window only: by a list of kinds, or from some layer on.
+"""
 
 from collections.abc import Callable
 from typing import Any

@@ -166,8 +166,12 @@ def expert_load(model: Any, tokens: jax.Array) -> jax.Array:
     """How many of the tokens i32 [b, t] each expert of a `Model` serves: i32 [layers, e], layers with experts only.
 
     A row sums to b * t * top_k; the more even it is, the better an expert's parameters are used. ValueError if the
-    model has no experts.
+    model has no experts, or an id is not in its vocabulary.
     """
+    ids, v = np.asarray(tokens), model.embed.shape[0]
+    if ids.ndim != 2 or ids.size == 0 or not 0 <= ids.min() <= ids.max() < v:
+        raise ValueError(f"expert_load: tokens have shape {list(ids.shape)}, expected ids [b, t] from 0 to {v - 1}")
+    tokens = jnp.asarray(ids, jnp.int32)
     b, t = tokens.shape
     at = Span.chain(jnp.zeros(b, jnp.int32), jnp.full(b, t, jnp.int32), t)
     _, pending = model.hidden(tokens, None, at)

@@ -203,6 +203,12 @@ def test_a_model_without_experts_has_no_load_to_see():
         expert_load(model_of((MLPSpec(5),)), jnp.zeros((1, 3), jnp.int32))
 
 
+@pytest.mark.parametrize("tokens", [[[1, 2, 31]], [[-1]], [1, 2], [[]]])
+def test_tokens_that_are_none_have_no_load_to_see(tokens):
+    with pytest.raises(ValueError, match=r"expected ids \[b, t\] from 0 to 30"):
+        expert_load(model_of((PLAIN,)), tokens)
+
+
 def test_choices_that_do_not_go_together_are_refused():
     with pytest.raises(ValueError, match=r"clamp is 7\.0, expected None"):
         MoESpec(4, 5, 2, clamp=7.0, gated=False)
