@@ -15,7 +15,8 @@ DOORS = """\
 minillm: LLM inference, small enough to read
 
   learn   read the core in the README's order; python -c "from minillm import ops; help(ops)"
-  run     minillm pull smollm2-135m
+  run     minillm generate "Recipe: Tomato Soup"
+          minillm pull smollm2-135m
           minillm generate --model smollm2-135m --chat --temperature 0 "Name three colours."
   judge   minillm validate my_kernels.py:flash --op attention
 

@@ -17,12 +17,14 @@ if TYPE_CHECKING:
 
 
 LARGEST_PROMPT = 64 << 20  # bytes
+BUNDLED, OPENING = "tiny-transformer", "Recipe: Tomato Soup"
+OTHERS = f"{BUNDLED} knows recipes and scripture; for a general model: minillm pull smollm2-135m"
 
 
 @click.command("generate", short_help="Continue a prompt.")
 @click.argument("prompt", required=False)
-@click.option("--model", required=True, help="A name, a .gguf file, or a folder with config.json + safetensors.")
-@click.option("--max-tokens", default=128, show_default=True, help="Stop after this many tokens.")
+@click.option("--model", default=BUNDLED, show_default=True, help="A name, a .gguf file, or a folder.")
+@click.option("--max-tokens", default=256, show_default=True, help="Stop after this many tokens.")
 @click.option("--temperature", default=0.7, show_default=True, help="0 always takes the likeliest token.")
 @click.option("--top-k", default=0, help="Keep the k likeliest tokens; 0 is off.")
 @click.option("--top-p", default=1.0, help="Keep the likeliest tokens up to this probability; 1 is off.")
@@ -36,13 +38,16 @@ LARGEST_PROMPT = 64 << 20  # bytes
 def command(prompt: str | None, model: str, as_json: bool, stats: bool, chat: bool, **options: Any) -> None:
     """Continue PROMPT, or standard input (less one final line break) if it is - or left out.
 
+    The default model comes with minillm and knows recipes and scripture, nothing else; `minillm list` shows others.
+
     \b
     Examples:
+      minillm generate "Recipe: Tomato Soup"
       minillm generate --model smollm2-135m "The capital of France is"
       minillm generate --model smollm2-135m --chat "Name three colours." --temperature 0
     """
     gc.disable()  # a short-lived process: looking for cycles while reading a vocabulary takes 0.3 s
-    text = read_prompt(prompt)
+    text = read_prompt(prompt, model)
     shown = interactive() and not as_json
     lm, stream = start(text, model, chat, options)
     if shown:
@@ -59,21 +64,32 @@ def command(prompt: str | None, model: str, as_json: bool, stats: bool, chat: bo
     else:
         click.echo()
     if shown:
-        tries = {"--chat": chat, "--stats": stats, "--temperature 0": options["temperature"] == 0}
+        tries = {
+            "--chat": chat or lm.tokenizer is None or lm.tokenizer.chat_template is None,
+            "--stats": stats,
+            "--temperature 0": options["temperature"] == 0,
+        }
         unused = [option for option, used in tries.items() if not used]
         click.echo(click.style(closing_line(completion, unused), dim=True), err=True)
+        if model == BUNDLED:
+            click.echo(click.style(OTHERS, dim=True), err=True)
     if stats:
         click.echo(statistics(lm, completion), err=True)
     if completion.finish_reason == "interrupted":
         leave(130)
 
 
-def read_prompt(prompt: str | None) -> str:
-    """The prompt, from standard input if it is `-` or missing; UserError if it is not UTF-8."""
+def read_prompt(prompt: str | None, model: str) -> str:
+    """The prompt, from standard input if it is `-` or missing; UserError if it is not UTF-8.
+
+    Somebody at a terminal who gives none and no model either is shown what the bundled one can do.
+    """
     if prompt not in (None, "-"):
         return prompt
     if sys.stdin is None:
         raise UserError("standard input is closed; give a prompt")
+    if prompt is None and sys.stdin.isatty() and model == BUNDLED:
+        return OPENING
     if prompt is None and sys.stdin.isatty():
         raise UserError('there is no prompt; give one, as in: minillm generate --model MODEL "Once upon a time"')
     raw = sys.stdin.buffer.read(LARGEST_PROMPT + 1)

@@ -94,7 +94,6 @@ def test_stats_compare_with_the_memorys_bandwidth(tiny):
 
 
 def test_bad_options_and_prompts_are_refused_in_one_line(tiny, tmp_path):
-    assert_refused(run("generate", "hello"), "--model")
     assert_refused(generate(tiny, "hello", "--temperature", "warm"), "--temperature", "warm")
     assert_refused(generate(tiny, "hello", "--colour"), "--colour")
     assert_refused(run("generte"), "generte")
