@@ -105,7 +105,7 @@ RECIPES = {
     "tiny-moe": Recipe(MIXTRAL, steps=1800),
     "tiny-mamba": Recipe(MAMBA, steps=1800),
     "tiny-hybrid": Recipe(JAMBA, steps=1800),
-    "tiny-draft": Recipe(SMALL, steps=3600, teacher="tiny-transformer"),
+    "tiny-draft": Recipe(SMALL, steps=1200, teacher="tiny-transformer"),
 }
 
 
@@ -185,7 +185,8 @@ class Batches:
 @click.argument("name", type=click.Choice(list(RECIPES)))
 @click.option("--seed", default=0, show_default=True)
 @click.option("--smoke", is_flag=True, help="50 steps on short texts, kept nowhere; fails unless the loss falls.")
-def main(name: str, seed: int, smoke: bool) -> None:
+@click.option("--plain", is_flag=True, help="Without its teacher, for comparison; written to weights/runs only.")
+def main(name: str, seed: int, smoke: bool, plain: bool) -> None:
     """Train one model, or go on with it."""
     learned = [document for document in documents() if not is_held_out(document)]
     if smoke:
@@ -197,9 +198,13 @@ def main(name: str, seed: int, smoke: bool) -> None:
         if not last < first - 1:
             raise click.ClickException("that is too little")
         return
-    folder = RUNS / name
-    run(RECIPES[name], Batches(learned, tokenizer(), seed), folder, seed)
-    export(name, folder)
+    batches = Batches(learned, tokenizer(), seed)
+    if plain:
+        run(replace(RECIPES[name], teacher=None), batches, RUNS / f"{name}-plain", seed)
+        export(name, RUNS / f"{name}-plain", RUNS / f"{name}-plain" / "model")
+    else:
+        run(RECIPES[name], batches, RUNS / name, seed)
+        export(name, RUNS / name, MODELS / name)
 
 
 def run(recipe: Recipe, batches: Batches, folder: Path, seed: int) -> list[float]:
@@ -222,14 +227,14 @@ def run(recipe: Recipe, batches: Batches, folder: Path, seed: int) -> list[float
     return losses
 
 
-def export(name: str, run: Path) -> None:
-    """Put the model of a finished run where `minillm generate` finds it, in bfloat16."""
+def export(name: str, run: Path, folder: Path) -> None:
+    """Write the model of a finished run to a folder, in bfloat16."""
     recipe = RECIPES[name]
     like = fresh_state(minillm.init(recipe.config).model, recipe.steps, recipe.rate)
     model = restored(run / "state.safetensors", like).model
-    shutil.rmtree(MODELS / name, ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)
     more = {"tokenizer.model": (RUNS / "tokenizer.model").read_bytes(), "tokenizer_config.json": SETTINGS}
-    write_folder(MODELS / name, model, recipe.config, more=more)
+    write_folder(folder, model, recipe.config, more=more)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from safetensors import safe_open
 
 import minillm
 from minillm.folders import bundled_models
-from weights.check import bits_per_byte, held_out, judge, recipe
+from weights.check import acceptance, bits_per_byte, held_out, judge, recipe
 
 MODELS = bundled_models()
 LARGEST = {"tiny-moe": 24e6}  # bytes; the others 12e6
@@ -84,3 +84,10 @@ def test_settings_are_those_of_the_recipe(name):
     from weights.train import RECIPES
 
     assert json.loads((MODELS[name] / "config.json").read_text()) == RECIPES[name].config
+
+
+def test_every_draft_of_a_model_for_itself_is_accepted_and_most_of_the_draft_models():
+    target = minillm.load("tiny-transformer")
+    assert acceptance(target, target, samples=2) == pytest.approx(1, abs=1e-6)
+    if "tiny-draft" in MODELS:
+        assert acceptance(minillm.load("tiny-draft"), target, samples=8) > 0.5
