@@ -151,11 +151,11 @@ class Batches:
         ids = {document.text: [1, *pieces.encode(document.text), 2][: widths[-1]] for document in texts}
         self.rows, self.widths, self.tokens = [ids[document.text] for document in copies], widths, tokens
         self.seed, self.epoch, self.plan = seed, -1, []
+        self.each = len(self.planned(0))  # batches an epoch
 
     def __call__(self, step: int) -> Batch:
         """The batch of a step."""
-        each = len(self.planned(0))
-        rows = self.planned(step // each)[step % each]
+        rows = self.planned(step // self.each)[step % self.each]
         width = self.width_of(max(len(row) for row in rows))
         tokens = np.zeros((self.tokens // width, width), np.int32)
         for i, row in enumerate(rows):
