@@ -13,7 +13,7 @@ import numpy as np
 import minillm
 from minillm.lm import LM
 
-from .check import TEMPERATURE, held_out, measure
+from .check import TEMPERATURE, acceptance, bits_per_byte, held_out, measure
 from .train import COPIES, MODELS, PIECES, RECIPES, RUNS, TOKENS
 
 ABOUT = {
@@ -23,7 +23,23 @@ ABOUT = {
     "tiny-hybrid": "A Jamba without experts: two layers of six attend, the others are Mamba.",
     "tiny-draft": "A Llama a tenth as large, taught by tiny-transformer, to draft for it.",
 }
+DRAFTS = 40  # recipes on which drafts are tried
 CARD = (Path(__file__).parent / "card.md").read_text()
+
+
+def rows_of_a_draft(name: str, lm: LM) -> str:
+    """How a model drafts for its teacher, and, after `weights.train NAME --plain`, what the teacher gained it."""
+    teacher, plain = RECIPES[name].teacher, RUNS / f"{name}-plain" / "model"
+    if teacher is None:
+        return ""
+    target = minillm.load(MODELS / teacher)
+    rows = [f"| of its drafts {teacher} accepts, on {DRAFTS} recipes | {acceptance(lm, target, DRAFTS):.1%} |"]
+    if plain.exists():
+        alone = minillm.load(plain)
+        bits = ", ".join(f"{source} {bits_per_byte(alone, held_out(source)):.3f}" for source in COPIES)
+        accepted = f"{acceptance(alone, target, DRAFTS):.1%} accepted"
+        rows.append(f"| the same trained without its teacher | {accepted}; bits per byte {bits} |")
+    return "\n".join(rows) + "\n"
 
 
 def samples(lm: LM, unseen: str) -> str:
@@ -73,6 +89,7 @@ def main(name: str) -> None:
         well_formed=found["well_formed"],
         used=found["ingredients_used"],
         copied=found["longest_copied_words"],
+        taught=rows_of_a_draft(name, lm),
         steps=recipe.steps,
         tokens=TOKENS,
         recipe_copies=COPIES["recipes"],
