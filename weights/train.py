@@ -210,7 +210,7 @@ def main(name: str, seed: int, smoke: bool, plain: bool) -> None:
 def run(recipe: Recipe, batches: Batches, folder: Path, seed: int) -> list[float]:
     """Train in a folder -> the nats of every step, those before a kill included."""
     folder.mkdir(parents=True, exist_ok=True)
-    log = folder / "loss.json"
+    log, draft = folder / "loss.json", folder / "loss.tmp"
     losses: list[float] = json.loads(log.read_text()) if log.exists() else []
     teacher = minillm.load(MODELS / recipe.teacher).model if recipe.teacher else None
     model, state = minillm.init(recipe.config, seed).model, folder / "state.safetensors"
@@ -220,7 +220,8 @@ def run(recipe: Recipe, batches: Batches, folder: Path, seed: int) -> list[float
         started, tokens = time.perf_counter(), 0
         for step, _, nats in train(model, batches, recipe.steps, rate=recipe.rate, file=state, teacher=teacher):
             losses[step - 1 :] = [nats]
-            log.write_text(json.dumps(losses))
+            draft.write_text(json.dumps(losses))
+            draft.replace(log)  # a kill while writing must not cost the curve
             tokens += int(batches(step - 1).n.sum())
             speed = tokens / (time.perf_counter() - started)
             bar.update(task, completed=step, description=f"nats {nats:.3f}, {speed:,.0f} tokens/s")

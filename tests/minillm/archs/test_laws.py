@@ -30,10 +30,9 @@ def test_every_schedule_gives_what_reading_whole_sequences_gives(model):
     laws.check_schedules(model, tokens(model), tolerance=ROUNDING, examples=2, steps=8, all_slots=True)
 
 
-def test_pages_hold_what_a_plain_memory_holds(model):
+def test_pages_and_some_slots_in_any_order_hold_what_a_plain_memory_holds(model):
+    """Recurrent models have nothing in pages, but slots all the same."""
     spec = replace(laws.SPEC, kind="paged")
-    if model.state_bytes(replace(spec, n_pages=99)) == model.state_bytes(spec):
-        pytest.skip("it has no KV cache")
     laws.check_schedules(model, tokens(model), spec=spec, tolerance=ROUNDING, examples=2, steps=4, all_slots=False)
 
 
