@@ -71,6 +71,10 @@ class Fields:
         """The context a model is opened with: what it was made for, or less where the user asks for less."""
         return trained if self.context is None else min(trained, self.context)
 
+    def is_limited(self, trained: int) -> bool:
+        """Whether that is less."""
+        return self.opened_for(trained) < trained
+
     def number(self, key: str, default: float | None = None) -> float:
         """A finite number above 0."""
         return float(self._get(key, default, "a number above 0", is_positive))

@@ -36,7 +36,7 @@ def decoder_from_gguf(
         d=fields.integer("embedding_length"),
         v=fields.integer("vocab_size"),
         context=fields.opened_for(fields.integer("context_length")),
-        limited=fields.opened_for(fields.integer("context_length")) < fields.integer("context_length"),
+        limited=fields.is_limited(fields.integer("context_length")),
         layers=tuple(layer(i) for i in range(fields.layer_count("block_count"))),
         tied="output.weight" not in source.names(),
         eps=fields.number(eps),

@@ -60,7 +60,7 @@ def decoder_from_hf(
         d=fields.integer(d),
         v=fields.integer("vocab_size"),
         context=fields.opened_for(fields.integer(trained, longest)),
-        limited=fields.opened_for(fields.integer(trained, longest)) < fields.integer(trained, longest),
+        limited=fields.is_limited(fields.integer(trained, longest)),
         layers=tuple(layer(i) for i in range(fields.layer_count(n_layers))),
         tied=fields.flag("tie_word_embeddings", tied),
         eos=fields.ids("eos_token_id"),
