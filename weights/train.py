@@ -103,7 +103,7 @@ class Recipe:
 RECIPES = {
     "tiny-transformer": Recipe(LLAMA, steps=1800),
     "tiny-moe": Recipe(MIXTRAL, steps=1800),
-    "tiny-mamba": Recipe(MAMBA, steps=1800),
+    "tiny-mamba": Recipe(MAMBA, steps=1400),
     "tiny-hybrid": Recipe(JAMBA, steps=1800),
     "tiny-draft": Recipe(SMALL, steps=1200, teacher="tiny-transformer"),
 }

@@ -46,7 +46,7 @@ def sequential_selective_scan(
         y = jnp.einsum("bni,bn->bi", state, C)  # ten times faster than multiply and sum, which XLA fuses badly
         return state, (y, state if return_states else None)
 
-    last, (y, states) = scan_tokens(step, start, tokens)
+    last, (y, states) = scan_tokens(step, start, tokens, keep_every=16)
     return add_skip(y, tokens[0], D).astype(x.dtype), jnp.swapaxes(states if return_states else last, -1, -2)
 
 

@@ -27,8 +27,16 @@ def step_sizes(dt: jax.Array, dt_bias: jax.Array | None, softplus: bool, lengths
     return zero_padding(lengths, jax.nn.softplus(dt) if softplus else dt)[0]
 
 
-def scan_tokens(step: Callable, state: Any, tokens: Any) -> tuple[Any, Any]:
-    """`lax.scan` of step(state, token) -> (state, outputs) over axis 1 of `tokens`; outputs are [b t ...] too."""
+def scan_tokens(step: Callable, state: Any, tokens: Any, keep_every: int | None = None) -> tuple[Any, Any]:
+    """`lax.scan` of step(state, token) -> (state, outputs) over axis 1 of `tokens`; outputs are [b t ...] too.
+
+    With keep_every = k a gradient keeps one state in k and computes the others anew: where states are large, that
+    is sooner done than fetching them from memory.
+    """
+    if keep_every is not None:
+        again = jax.checkpoint(step, prevent_cse=False)
+        part = jax.checkpoint(lambda state, tokens: scan_tokens(again, state, tokens), prevent_cse=False)
+        return scan_chunks(part, state, tokens, keep_every)
     tokens = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), tokens)
     state, outputs = jax.lax.scan(step, state, tokens)
     return state, jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), outputs)

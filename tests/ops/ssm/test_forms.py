@@ -1,6 +1,6 @@
 """Every form against its definition, and what all of them promise."""
 
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import agreement
 import jax
@@ -10,7 +10,7 @@ import pytest
 from agreement import QUICK, all_draws, assert_same, call
 
 from minillm.ops.cases import Case
-from minillm.ops.ssm.cases import CAUSAL_CONV1D, GATED_DELTA, OPS, SSD
+from minillm.ops.ssm.cases import CAUSAL_CONV1D, GATED_DELTA, OPS, SELECTIVE_SCAN, SSD
 
 FORMS = {form: op for op in OPS for form in op.forms}
 CHUNKED = [form for form in FORMS if form.startswith("chunked")]
@@ -119,6 +119,23 @@ def test_gradients_stay_finite_beside_padding_that_is_nan(op):
     for name, gradient in jax.jit(jax.grad(total), compiler_options=QUICK)(floats).items():
         assert np.isfinite(gradient).all(), name
         assert gradient.any(), name
+
+
+def test_states_computed_anew_give_the_gradients_of_states_kept():
+    """The sequential scan keeps one state in sixteen; 37 tokens are no multiple of that."""
+    case = Case("long", {"b": 2, "t": 37, "i": 3, "n": 2}, {"softplus": True}, ("D", "dt_bias", "state"))
+    arrays = draw(SELECTIVE_SCAN, case)
+
+    def total(floats, form):
+        y, state = form(**floats, softplus=True)
+        return jnp.sum(jnp.sin(y)) + jnp.sum(jnp.cos(state))
+
+    with jax.enable_x64(True):
+        gradients = [jax.jit(jax.grad(partial(total, form=form)))(arrays) for form in SELECTIVE_SCAN.forms.values()]
+    assert len(gradients) == 3
+    for name, expected in gradients[0].items():
+        for other in gradients[1:]:
+            assert_same(name, other[name], expected, 1e-12)
 
 
 @every_op
