@@ -5,6 +5,7 @@ import runpy
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from minillm.archs import find_hf
 from minillm.config import Config, Fields
@@ -17,6 +18,12 @@ SCRIPT = runpy.run_path(str(GOLDENS / "make_tiny.py"))
 # The largest difference of a logit, as a part of the largest logit. On these inputs transformers in float32 is
 # about 2e-6 away from itself in float64; a rope_theta off by one part in 10,000 shows as 5e-5 to 4e-3.
 RELATIVE = 1e-5
+
+
+def quick(*families: str) -> list:
+    """All families for a test that takes long: these always, as they differ most; the others if slow."""
+    assert set(families) <= set(FAMILIES)
+    return [pytest.param(family, marks=() if family in families else pytest.mark.slow) for family in FAMILIES]
 
 
 def unpacked(name: str, folder: Path) -> dict[str, np.ndarray]:

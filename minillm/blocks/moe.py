@@ -171,11 +171,15 @@ def expert_load(model: Any, tokens: jax.Array) -> jax.Array:
     ids, v = np.asarray(tokens), model.embed.shape[0]
     if ids.ndim != 2 or ids.size == 0 or not 0 <= ids.min() <= ids.max() < v:
         raise ValueError(f"expert_load: tokens have shape {list(ids.shape)}, expected ids [b, t] from 0 to {v - 1}")
-    tokens = jnp.asarray(ids, jnp.int32)
+    if not any(isinstance(block, MoE) for block in model.blocks):
+        raise ValueError("expert_load: the model has no block with experts")
+    return loads(model, jnp.asarray(ids, jnp.int32))
+
+
+@jax.jit
+def loads(model: Any, tokens: jax.Array) -> jax.Array:
+    """`expert_load` of valid token ids."""
     b, t = tokens.shape
     at = Span.chain(jnp.zeros(b, jnp.int32), jnp.full(b, t, jnp.int32), t)
     _, pending = model.hidden(tokens, None, at)
-    loads = [one.load for block, one in zip(model.blocks, pending, strict=True) if isinstance(block, MoE)]
-    if not loads:
-        raise ValueError("expert_load: the model has no block with experts")
-    return jnp.stack(loads)
+    return jnp.stack([one.load for block, one in zip(model.blocks, pending, strict=True) if isinstance(block, MoE)])

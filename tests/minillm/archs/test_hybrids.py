@@ -26,7 +26,7 @@ def test_only_attention_remembers_more_of_a_longer_text(name, tmp_path):
 
 
 @pytest.mark.usefixtures("quick_programs")
-@pytest.mark.parametrize("name", HYBRIDS[:2])  # two are enough: each compiles for seconds
+@pytest.mark.parametrize("name", [HYBRIDS[0], pytest.param(HYBRIDS[1], marks=pytest.mark.slow)])
 def test_what_is_generated_is_what_the_logits_say(name, tmp_path):
     tokens = tiny.unpacked(name, tmp_path)["tokens"]
     lm, prompt = minillm.load(tmp_path), tokens[:37].tolist()

@@ -30,6 +30,14 @@ def test_a_config_alone_makes_a_model_like_the_checkpoint(family, tmp_path):
     loaded = minillm.load(tmp_path)
     made = minillm.init(json.loads((tmp_path / "config.json").read_text()))
     assert jax.tree.map(lambda leaf: leaf.shape, made.model) == jax.tree.map(lambda leaf: leaf.shape, loaded.model)
+    for leaf in jax.tree.leaves(made.model):
+        assert np.isfinite(leaf).all()
+
+
+@pytest.mark.parametrize("family", tiny.quick("llama", "jamba", "qwen3_next"))
+def test_what_is_made_runs(family, tmp_path):
+    tiny.unpacked(f"{family}_0", tmp_path)
+    made = minillm.init(json.loads((tmp_path / "config.json").read_text()))
     logits = made.logits(np.arange(20)[None] % made.config.v)
     assert np.isfinite(logits).all()
     assert logits.std() > 0

@@ -10,9 +10,12 @@ import minillm
 from minillm.cache import StateSpec
 from minillm.span import Span
 
+FIRST = [pytest.param(name) for name in tiny.NAMES if name.endswith("_1")]
+MORE = [pytest.param(name, marks=pytest.mark.slow) for name in tiny.NAMES if name[-2:] not in ("_0", "_1")]
+
 
 @pytest.mark.usefixtures("quick_programs")
-@pytest.mark.parametrize("name", [name for name in tiny.NAMES if not name.endswith("_0")])
+@pytest.mark.parametrize("name", FIRST + MORE)
 def test_checkpoints_saved_by_transformers_give_its_logits(name, tmp_path):
     golden = tiny.unpacked(name, tmp_path)
     assert len(golden["tokens"]) >= 512
@@ -21,7 +24,7 @@ def test_checkpoints_saved_by_transformers_give_its_logits(name, tmp_path):
     tiny.assert_agrees(lm.logits(golden["tokens"][None])[0, golden["places"]], golden["logits"])
 
 
-@pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.parametrize("family", tiny.quick("mistral", "deepseek_v2", "jamba", "mamba2", "qwen3_next"))
 def test_its_logits_come_out_of_a_prefill_and_single_steps_too(family, tmp_path):
     golden = tiny.unpacked(f"{family}_0", tmp_path)
     tokens, prefill = golden["tokens"], 520

@@ -82,7 +82,7 @@ def test_it_is_what_it_is_defined_as(block, t):
 
 
 @pytest.mark.usefixtures("quick_programs")
-@pytest.mark.parametrize("kind", ["contiguous", "paged"])
+@pytest.mark.parametrize("kind", ["contiguous", pytest.param("paged", marks=pytest.mark.slow)])
 def test_every_schedule_gives_what_reading_whole_sequences_gives(block, kind):
     spec = replace(laws.SPEC, dtype="float64", kind=kind)
     laws.check_schedules(block, activations, spec=spec, tolerance=1e-12, examples=2, all_slots=kind == "paged")
