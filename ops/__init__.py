@@ -70,8 +70,8 @@ from .sampling.ref import (
     scale_temperature_ref,
 )
 from .sampling.samplers import sample, sample_gumbel, sample_inversion
-from .sampling.speculative import accept, accept_seeded
-from .sampling.speculative_ref import accept_distribution_ref, accept_ref, sample_ref
+from .sampling.speculative import accept, accept_seeded, accept_tree
+from .sampling.speculative_ref import accept_distribution_ref, accept_ref, accept_tree_ref, sample_ref
 from .shapes import shaped
 from .ssm.conv import causal_conv1d, causal_conv1d_ref
 from .ssm.gated_delta import chunked_gated_delta, recurrent_gated_delta
@@ -91,6 +91,8 @@ __all__ = [
     "accept_distribution_ref",
     "accept_ref",
     "accept_seeded",
+    "accept_tree",
+    "accept_tree_ref",
     "apply_rope",
     "apply_rope_ref",
     "associative_selective_scan",

@@ -54,6 +54,42 @@ def accept_ref(
     return tokens, n_accepted
 
 
+def accept_tree_ref(
+    draft: np.ndarray,
+    parent: np.ndarray,
+    draft_probs: np.ndarray,
+    target_probs: np.ndarray,
+    uniforms: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The same for a tree of m drafted tokens (Miao et al. 2023, arXiv:2305.09781, algorithm 2).
+
+    parent int [b m]: the earlier drafted token that each one follows, -1 for none, -2 for one that is not there.
+    target_probs [b m+1 v]: p at the start, then after each drafted token; draft_probs and uniforms as in
+    `accept_ref`, a token's q given its elder siblings.
+
+    Where a token is not kept, the residual takes the place of p, and its next sibling is tried. -> tokens int
+    [b m+1] as there, path int [b m], the indices of the kept ones, then -1, and n_accepted int [b]. With
+    parent j = j - 1 it is `accept_ref`.
+    """
+    b, m = draft.shape
+    tokens, path, n_accepted = np.full((b, m + 1), -1), np.full((b, m), -1), np.zeros(b, int)
+    for row in range(b):
+        last, left, n = -1, np.array(target_probs[row, 0], np.float64), 0
+        for node in range(m):
+            if parent[row, node] != last:
+                continue
+            x, q = draft[row, node], np.asarray(draft_probs[row, node], np.float64)
+            if float(uniforms[row, node]) * q[x] * left.sum() < left[x]:
+                tokens[row, n], path[row, n] = x, node
+                last, left, n = node, np.array(target_probs[row, node + 1], np.float64), n + 1
+            else:
+                residual = np.maximum(left - q * left.sum(), 0)
+                left = residual if residual.any() else left
+        tokens[row, n] = sample_ref(left[None], uniforms[row, m:])[0]
+        n_accepted[row] = n
+    return tokens, path, n_accepted
+
+
 def accept_distribution_ref(draft_probs: np.ndarray, target_probs: np.ndarray) -> np.ndarray:
     """How likely each result is if drafts come from q: [m v], [m+1 v] -> float64 [v+1] * (m+1), of small v and m.
 
