@@ -83,18 +83,24 @@ def compile_step(shapes: Model, plan: Plan, sampler: Sampler) -> None:
 
 def generate_tokens(model: Model, plan: Plan, sampler: Sampler) -> Iterator[int]:
     """Yield the ids that continue the prompt, up to the plan's end; the caller stops at what ends a text."""
-    (state, history), prompt, capacity = plan.begin(model, sampler), plan.prompt, plan.capacity
-    token: Any = None
-    for start in range(0, len(prompt), CHUNK):
-        tokens, n = padded(prompt[start : start + CHUNK])
-        state, history, token = advance(model, state, history, sampler, tokens, i32(start), i32(n))
+    state, history, token = read_prompt(model, plan, sampler)
+    capacity = plan.capacity
     yield token.item()
-    for length in range(len(prompt), plan.end - 1):
+    for length in range(len(plan.prompt), plan.end - 1):
         if length == capacity:
             capacity = min(2 * capacity, plan.context)
             state = enlarged(state, model.init_state(StateSpec(slots=1, max_len=capacity)))
         state, history, token = advance(model, state, history, sampler, token, i32(length), i32(1))
         yield token.item()
+
+
+def read_prompt(model: Model, plan: Plan, sampler: Sampler) -> tuple[tuple, History | None, Any]:
+    """Memory and history of the prompt, and the token i32 [1, 1] drawn after it."""
+    (state, history), token = plan.begin(model, sampler), None
+    for start in range(0, len(plan.prompt), CHUNK):
+        tokens, n = padded(plan.prompt[start : start + CHUNK])
+        state, history, token = advance(model, state, history, sampler, tokens, i32(start), i32(n))
+    return state, history, token
 
 
 @partial(jax.jit, donate_argnums=1)
@@ -108,9 +114,9 @@ def bucket(size: int, least: int) -> int:
     return max(1 << (size - 1).bit_length(), least)
 
 
-def padded(tokens: Sequence[int]) -> tuple[jax.Array, int]:
+def padded(tokens: Sequence[int], least: int = LEAST_CHUNK) -> tuple[jax.Array, int]:
     """Tokens as i32 [1, bucket], and how many are real."""
-    array = np.zeros((1, bucket(len(tokens), LEAST_CHUNK)), np.int32)
+    array = np.zeros((1, bucket(len(tokens), least)), np.int32)
     array[0, : len(tokens)] = tokens
     return on_device(array), len(tokens)
 

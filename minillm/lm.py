@@ -7,7 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -22,11 +22,14 @@ from .errors import UserError
 from .folders import bundled_models
 from .generate import Plan, bucket, compile_prefill, compile_step, generate_tokens
 from .model import Model
-from .sampling import new_sampler, require
+from .sampling import Sampler, new_sampler, require
 from .span import Span
 from .stops import StopFilter
 from .tokenizer import Tokenizer
 from .xla import Programs, keep_programs
+
+if TYPE_CHECKING:
+    from .speculative import Drafter
 
 T = TypeVar("T")
 
@@ -38,7 +41,8 @@ class Completion:
     finish_reason is `stop` (the model or a stop string ended it), `length` (max_tokens or the context did) or
     `interrupted` (the reader stopped reading). timings: ttft_s, prefill_tok_s, decode_tok_s, compile_s; rates
     leave compile time out, and are None where nothing was measured. A program's first run still sets things up,
-    so prefill is slower in a fresh process; compile_s includes loading programs from disk.
+    so prefill is slower in a fresh process; compile_s includes loading programs from disk. speculation is
+    `Record.summary` of a generation with a drafter, empty without.
     """
 
     text: str
@@ -47,6 +51,7 @@ class Completion:
     finish_reason: str
     timings: dict[str, float | None]
     seed: int
+    speculation: dict[str, Any]
 
 
 class LM:
@@ -101,8 +106,15 @@ class LM:
         presence_penalty: float = 0.0,
         frequency_penalty: float = 0.0,
         seed: int | None = None,
+        draft: "str | Drafter | None" = None,
+        exact: bool = False,
     ) -> "Stream":
-        """Pieces of text as they come, then `.completion()`; UserError names an option that does not fit."""
+        """Pieces of text as they come, then `.completion()`; UserError names an option that does not fit.
+
+        draft guesses tokens ahead, which changes the speed and not the text: `prompt-lookup`, `ngram`, `skip:K`
+        (the model without K layers), a model by name or path, or any `Drafter`. In floating point a near-tie may
+        still fall the other way; exact makes tokens the same to the bit, whatever drafts, and slower.
+        """
         sampler = new_sampler(
             temperature=temperature,
             top_k=top_k,
@@ -120,7 +132,8 @@ class LM:
             raise UserError("stop strings need a tokenizer, and this checkpoint has none")
         if not all(isinstance(one, str) and one for one in stop):
             raise UserError("a stop string is empty or no string, expected at least one character")
-        return Stream(self, ids, sampler, int(max_tokens), stop)
+        drafter = new_drafter(self, draft) if isinstance(draft, str) else draft
+        return Stream(self, ids, sampler, int(max_tokens), stop, drafter, exact)
 
     def prompt_ids(self, prompt: str | Sequence[int]) -> list[int]:
         """Token ids of a prompt that this model can continue."""
@@ -160,9 +173,19 @@ class Stream:
     Stopping early is fine; the completion then says `interrupted`.
     """
 
-    def __init__(self, lm: LM, prompt: list[int], sampler, max_tokens: int, stop: Sequence[str]):
+    def __init__(
+        self,
+        lm: LM,
+        prompt: list[int],
+        sampler: Sampler,
+        max_tokens: int,
+        stop: Sequence[str],
+        drafter: "Drafter | None" = None,
+        exact: bool = False,
+    ):
         self.lm, self.prompt, self.sampler = lm, prompt, sampler
         self.max_tokens, self.stop = max_tokens, stop
+        self.drafter, self.exact, self.record = drafter, exact, None
         self.tokens: list[int] = []
         self.text, self.finish_reason = "", "interrupted"
         self.timings: dict[str, float | None] = {}
@@ -186,8 +209,10 @@ class Stream:
 
     def completion(self) -> Completion:
         """The record of what has been generated so far."""
-        seed = int(self.sampler.seed[0])
-        return Completion(self.text, self.tokens, len(self.prompt), self.finish_reason, self.timings, seed)
+        seed, speculation = int(self.sampler.seed[0]), self.record.summary() if self.record else {}
+        return Completion(
+            self.text, self.tokens, len(self.prompt), self.finish_reason, self.timings, seed, speculation
+        )
 
     def _run(self) -> Generator[str]:
         tokenizer = self.lm.tokenizer
@@ -213,15 +238,29 @@ class Stream:
         self.text += piece
         return piece
 
+    def _tokens(self, model: Model, plan: Plan) -> Iterator[int]:
+        """The tokens, by the loop that the options ask for."""
+        if self.drafter is None and not self.exact:
+            return generate_tokens(model, plan, self.sampler)
+        from .speculative.decode import generate_exactly, speculate
+        from .speculative.pace import Pace
+        from .speculative.record import Record
+
+        self.record = Record()
+        if self.exact:
+            return generate_exactly(model, plan, self.sampler, self.drafter, self.record)
+        assert self.drafter is not None
+        return speculate(model, plan, self.sampler, self.drafter, Pace(), self.record)
+
     def _timed_tokens(self) -> Iterator[int]:
         """The tokens; timings are brought up to date before each is handed on, the reader's own time left out."""
         lm, plan = self.lm, Plan.of(self.prompt, self.max_tokens, self.lm.config.context)
         started, n, decoding, prefill, waited, step_compiled = time.perf_counter(), 0, 0.0, 0.0, 0.0, None
         with Programs() as programs:
-            if not lm.weights.done():
+            if not lm.weights.done() and not self.exact:
                 compile_prefill(lm.shapes, plan, self.sampler)
                 step_compiled = in_background(compile_step, lm.shapes, plan, self.sampler)
-            tokens = generate_tokens(lm.model, plan, self.sampler)
+            tokens = self._tokens(lm.model, plan)
             while True:
                 before, compiled = time.perf_counter(), programs.seconds
                 if n == 1 and step_compiled:
@@ -247,6 +286,34 @@ class Stream:
 def score(model: Model, tokens: jax.Array, n: jax.Array) -> jax.Array:
     """Logits [b, t, v] of whole sequences tokens i32 [b, t], n [b] of them real."""
     return model(tokens, None, Span.chain(jnp.zeros_like(n), n, tokens.shape[1]))[0]
+
+
+def new_drafter(lm: LM, name: str) -> "Drafter":
+    """A drafter for a model by its name; UserError if there is none, or if it does not fit."""
+    from .speculative.draft_model import DraftModel, without_layers
+    from .speculative.ngram import NGram
+    from .speculative.prompt_lookup import PromptLookup
+
+    if name == "prompt-lookup":
+        return PromptLookup()
+    if name == "ngram":
+        return NGram()
+    if name.startswith("skip:"):
+        layers = name.removeprefix("skip:")
+        require(layers.isdecimal(), "draft", name, "skip:K, K layers to leave out")
+        return DraftModel(without_layers(lm.model, lm.config, int(layers)), lm.config.context)
+    try:
+        small = load(name)
+    except UserError as error:
+        raise UserError(f"draft is {name!r}, expected prompt-lookup, ngram, skip:K or a model: {error}") from None
+    same = small.config.v == lm.config.v and vocabulary_of(small) == vocabulary_of(lm)
+    require(same, "draft", name, "a model with the tokens of the one it drafts for")
+    return DraftModel(small.model, small.config.context)
+
+
+def vocabulary_of(lm: LM) -> dict[str, int] | None:
+    """The tokens of a model by name; None if it has no tokenizer."""
+    return lm.tokenizer.backend.vocabulary() if lm.tokenizer else None
 
 
 def load(model: str | Path, *, context: int | None = None, arch: Arch | None = None) -> LM:

@@ -31,6 +31,10 @@ class Backend(Protocol):
         """The text, control tokens spelled out."""
         ...
 
+    def vocabulary(self) -> dict[str, int]:
+        """The ids of all tokens, by name."""
+        ...
+
 
 @dataclass(frozen=True)
 class Bytes:
@@ -46,6 +50,9 @@ class Bytes:
 
     def decode(self, ids: list[int]) -> str:
         return self.library.decode(ids, skip_special_tokens=False)
+
+    def vocabulary(self) -> dict[str, int]:
+        return self.library.get_vocab()
 
 
 @dataclass(frozen=True)
@@ -72,6 +79,9 @@ class Pieces:
         known = [i for i in ids if 0 <= i < self.library.GetPieceSize()]  # a model may have room for more
         runs = groupby(known, key=lambda i: names.get(i, ""))
         return "".join(name * len([*run]) if name else self.library.DecodeIds([*run]) for name, run in runs)
+
+    def vocabulary(self) -> dict[str, int]:
+        return {self.library.IdToPiece(i): i for i in range(self.library.GetPieceSize())}
 
 
 @dataclass(frozen=True)

@@ -91,7 +91,8 @@ def test_the_core_path_does_not_know_the_features():
 
 def test_generation_works_with_every_feature_module_deleted(tmp_path):
     shutil.copytree(PACKAGE, tmp_path / "minillm", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("laws.py", "cache/paged.py", "checkpoint", "cli", "lm.py", "tokenizer.py", "chat.py", "stops.py"):
+    features = "laws.py cache/paged.py speculative checkpoint cli lm.py tokenizer.py chat.py stops.py".split()
+    for name in features:
         target = tmp_path / "minillm" / name
         shutil.rmtree(target) if target.is_dir() else target.unlink()
     script = """

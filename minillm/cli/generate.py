@@ -33,6 +33,8 @@ OTHERS = f"{BUNDLED} knows recipes and scripture; for a general model: minillm p
 @click.option("--seed", type=int, help="Draw the same text again; --json shows the seed of a run.")
 @click.option("--stop", multiple=True, help="End before this text; may be given more than once.")
 @click.option("--chat", is_flag=True, help="Put PROMPT into the checkpoint's own chat template.")
+@click.option("--draft", help="Guess ahead, faster: prompt-lookup, ngram, skip:K (layers) or a small MODEL.")
+@click.option("--exact", is_flag=True, help="The same tokens to the bit with any --draft or none; slower.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 @click.option("--stats", is_flag=True, help="Show speed against this machine's memory bandwidth.")
 def command(prompt: str | None, model: str, as_json: bool, stats: bool, chat: bool, **options: Any) -> None:
@@ -123,7 +125,8 @@ def start(prompt: str, model: str, chat: bool, options: dict[str, Any]) -> "tupl
 def flat(completion: "Completion") -> dict[str, Any]:
     """The completion as one level of JSON."""
     fields = dataclasses.asdict(completion)
-    return fields | fields.pop("timings")
+    timings, speculation = fields.pop("timings"), fields.pop("speculation")
+    return fields | timings | speculation
 
 
 def closing_line(completion: "Completion", unused: list[str]) -> str:
@@ -135,6 +138,13 @@ def closing_line(completion: "Completion", unused: list[str]) -> str:
     return f"{len(completion.tokens)} tokens{limit}{rate}{hint}"
 
 
+def shown(figure: int | float | list[float]) -> str:
+    """A figure in a few digits."""
+    if isinstance(figure, list):
+        return " ".join(f"{one:.2f}" for one in figure)
+    return f"{figure:.2f}" if isinstance(figure, float) else str(figure)
+
+
 def statistics(lm: "LM", completion: "Completion") -> str:
     """Speed, and how much of the memory's bandwidth decoding used: each token reads every weight once."""
     import jax
@@ -143,6 +153,7 @@ def statistics(lm: "LM", completion: "Completion") -> str:
 
     timings = completion.timings
     lines = [f"{name:<16}{value:.3f}" for name, value in timings.items() if value is not None]
+    lines += [f"{name:<20}{shown(value)}" for name, value in completion.speculation.items() if value is not None]
     speed = timings.get("decode_tok_s")
     if speed:
         read = sum(leaf.nbytes for leaf in jax.tree.leaves(lm.model))

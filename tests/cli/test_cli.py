@@ -68,6 +68,24 @@ def test_json_is_one_object_with_the_promised_keys(tiny):
     assert out["seed"] == 1
 
 
+def test_with_a_drafter_the_text_is_the_same_and_json_says_what_it_did(tiny):
+    plain = json.loads(generate(tiny, "hello", "--json").stdout)
+    drafted = json.loads(generate(tiny, "hello", "--json", "--draft", "ngram").stdout)
+    assert drafted["text"] == plain["text"]
+    assert set(drafted) - set(plain) >= {"draft_passes", "plain_steps", "tokens_per_pass", "kept_by_place"}
+    exact, drafted = (
+        json.loads(generate(tiny, "hello", "--json", "--exact", *more).stdout)
+        for more in ([], ["--draft", "ngram"])
+    )
+    assert exact["tokens"] == drafted["tokens"]
+
+
+def test_a_drafter_that_is_none_is_refused_in_a_line(tiny):
+    result = generate(tiny, "hello", "--draft", "guess")
+    assert result.exit_code == 2
+    assert "draft is 'guess', expected prompt-lookup, ngram, skip:K or a model" in result.stderr
+
+
 def test_standard_input_is_a_prompt(tiny):
     given = generate(tiny, "hello", "--json").stdout
     for result in (generate(tiny, "-", "--json", stdin="hello"), generate(tiny, "--json", stdin="hello")):

@@ -1,0 +1,101 @@
+"""Pace: how many tokens to draft, from what drafting was seen to gain and to cost.
+
+A round that drafts m tokens gives 1 + a_1 + a_1 a_2 + … tokens on average, where a_j says how often the j-th
+stays once those before it did (Leviathan et al. 2022, arXiv:2211.17192, equation 1, with a rate for each
+place), and costs what it was measured to cost. The best ratio wins, and drafting nothing is one of the choices:
+where speculation does not pay it is switched off, but for a try now and then.
+"""
+
+from dataclasses import dataclass, field
+
+LENGTHS = (0, 3, 7, 15)  # drafted tokens a round; each is a program of its own
+FADES = 0.95  # what an older round counts for beside the one after it
+PRIOR = (4.0, 5.0)  # kept, drafted: what is believed of a place at first, so that longer drafts get a try
+FIRST_REST, LONGEST_REST = 16, 256  # rounds without a draft, before the next try
+
+
+@dataclass
+class Rate:
+    """How often something came true, the last times counting most."""
+
+    kept: float = PRIOR[0]
+    tried: float = PRIOR[1]
+
+    def observe(self, true: bool) -> None:
+        """Count one more."""
+        self.kept, self.tried = FADES * self.kept + true, FADES * self.tried + 1
+
+    @property
+    def value(self) -> float:
+        """Between 0 and 1."""
+        return self.kept / self.tried
+
+
+@dataclass
+class Pace:
+    """Chooses the draft length of each round. most: no more than that; fixed: always `most`, whatever it costs."""
+
+    most: int = LENGTHS[-1]
+    fixed: bool = False
+    rates: list[Rate] = field(default_factory=list)
+    seconds: dict[int, float] = field(default_factory=dict)  # of a round, by draft length
+    resting: int = 0
+    rest: int = FIRST_REST
+
+    def __post_init__(self):
+        self.rates = [Rate() for _ in range(self.most)]
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """The draft lengths to choose from."""
+        return (self.most,) if self.fixed else (*(m for m in LENGTHS if m < self.most), self.most)
+
+    def width(self, length: int) -> int:
+        """The least of the draft lengths that is enough for `length` tokens."""
+        return next(one for one in self.lengths if one >= length)
+
+    @property
+    def speed_up(self) -> float | None:
+        """What drafting promises over not drafting; None before anything was measured."""
+        measured = [length for length in self.lengths if length in self.seconds]
+        if 0 not in measured:
+            return None
+        return max(self.speed(length) for length in measured) / self.speed(0)
+
+    def choose(self, room: int) -> int:
+        """How many tokens to draft in the next round, `room` at most; 0 is a plain step."""
+        if self.fixed:
+            return min(self.most, room)
+        if 0 not in self.seconds or self.resting:
+            self.resting = max(self.resting - 1, 0)
+            return 0
+        best = max(self.lengths, key=self.speed)
+        if best == 0:  # a try now, to see whether that is still so, then a rest
+            self.resting, self.rest = self.rest, min(2 * self.rest, LONGEST_REST)
+            best = max(self.lengths[1:], key=self.speed)
+        else:
+            self.rest = FIRST_REST
+        return min(best, room)
+
+    def observe(self, length: int, kept: int, seconds: float | None) -> None:
+        """A round of so many drafted tokens kept so many and took so long (None: not measured).
+
+        A draft that was shorter than asked for counts as one that failed there.
+        """
+        for place, rate in enumerate(self.rates[: min(kept + 1, length)]):
+            rate.observe(place < kept)
+        if seconds is not None:
+            before = self.seconds.get(length, seconds)
+            self.seconds[length] = before + 0.3 * (min(seconds, 2 * before) - before)  # one hiccup is no trend
+
+    def tokens(self, length: int) -> float:
+        """How many a round is expected to give."""
+        total, chance = 1.0, 1.0
+        for rate in self.rates[:length]:
+            chance *= rate.value
+            total += chance
+        return total
+
+    def speed(self, length: int) -> float:
+        """Tokens a second, of a length never tried: as if it cost a half more than a plain step."""
+        return self.tokens(length) / self.seconds.get(length, 1.5 * self.seconds.get(0, 1.0))
