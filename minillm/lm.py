@@ -22,6 +22,7 @@ from .errors import UserError
 from .folders import bundled_models
 from .generate import Plan, bucket, compile_prefill, compile_step, generate_tokens
 from .model import Model
+from .quant import stored_for
 from .sampling import Sampler, new_sampler, require
 from .span import Span
 from .stops import StopFilter
@@ -30,6 +31,8 @@ from .xla import Programs, keep_programs
 
 if TYPE_CHECKING:
     from .speculative import Drafter
+
+SEVERAL = 8  # tokens that a pass over a draft takes in, about
 
 T = TypeVar("T")
 
@@ -68,6 +71,13 @@ class LM:
     def model(self) -> Model:
         """The model with its weights."""
         return self.weights.result()
+
+    def store_for(self, rows: int) -> None:
+        """Have the matrices stored as steps of so many tokens want them; it is done in the background."""
+        shapes: Any = self.shapes
+        blocks, head = stored_for(rows, [shapes.blocks, shapes.head])
+        self.shapes, loaded = shapes.replace(blocks=blocks, head=head), [self.weights]
+        self.weights = in_background(rearranged, rows, loaded)
 
     def logits(self, tokens) -> np.ndarray:
         """Scores of the next token after each: tokens i32 [b, t] -> float32 [b, t, v]."""
@@ -132,6 +142,8 @@ class LM:
             raise UserError("stop strings need a tokenizer, and this checkpoint has none")
         if not all(isinstance(one, str) and one for one in stop):
             raise UserError("a stop string is empty or no string, expected at least one character")
+        if draft is not None or exact:
+            self.store_for(SEVERAL)
         drafter = new_drafter(self, draft) if isinstance(draft, str) else draft
         return Stream(self, ids, sampler, int(max_tokens), stop, drafter, exact)
 
@@ -352,6 +364,15 @@ def init(config: Config | Mapping[str, Any], seed: int = 0, *, arch: Arch | None
     weights: Future[Model] = Future()
     weights.set_result(model)
     return LM(config, None, shapes, weights)
+
+
+def rearranged(rows: int, loaded: list[Future[Model]]) -> Model:
+    """The model of the one future in a list, stored for so many rows; emptying the list lets memory go."""
+    model: Any = loaded.pop().result()
+    parts, rest = [model.blocks, model.head], model.replace(blocks=(), head=None)
+    del model
+    blocks, head = stored_for(rows, parts)
+    return rest.replace(blocks=blocks, head=head)
 
 
 def is_count(value: Any) -> bool:

@@ -5,6 +5,7 @@ x @ w.T       [..., out] -> [..., in]       (a tied head is the embedding's tran
 w.rows(ids)   rows of the matrix, for an embedding
 w.dense()     the matrix [in, out] in floating point: the definition of everything above
 w.shape       (in, out)
+w.for_rows(n) the same weight, stored as products with n rows want it
 
 A weight may hold one matrix for each of e groups, the experts of a layer. Then w.dense() is [e, in, out], w.shape
 still (in, out), and the only product is
@@ -13,13 +14,13 @@ w.grouped(x, sizes)   [rows, in] -> [rows, out]: rows come sorted by group, size
                       is x[j] @ w.dense()[i], and what lies beyond sum(sizes) is of no group and gives 0
 """
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 
 from .dense import Dense
 
-__all__ = ["Dense", "Weight"]
+__all__ = ["Dense", "Weight", "stored_for"]
 
 
 class Weight(Protocol):
@@ -32,4 +33,21 @@ class Weight(Protocol):
     def __rmatmul__(self, x: jax.Array) -> jax.Array: ...
     def grouped(self, x: jax.Array, sizes: jax.Array) -> jax.Array: ...
     def rows(self, ids: jax.Array) -> jax.Array: ...
+    def for_rows(self, n: int) -> "Weight": ...
     def dense(self) -> jax.Array: ...
+
+
+def stored_for(n: int, parts: list) -> list:
+    """The parts of a model with their weights stored as products with n rows want it; `parts` is left empty.
+
+    If nothing else holds the parts, no more than one matrix is in memory twice.
+    """
+
+    def is_weight(node: Any) -> bool:
+        return hasattr(node, "for_rows")
+
+    leaves, tree = jax.tree.flatten(parts, is_leaf=is_weight)
+    parts.clear()
+    for i, leaf in enumerate(leaves):
+        leaves[i] = leaf.for_rows(n) if is_weight(leaf) else leaf
+    return jax.tree.unflatten(tree, leaves)

@@ -1,5 +1,7 @@
 """Dense: a matrix stored as plain floating-point numbers."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -59,6 +61,20 @@ class Dense:
         """ids [...] -> [..., out]; an id out of range gives NaN."""
         ids = jnp.where(ids < 0, self.shape[0], ids)  # a negative id would count from the end
         return jnp.take(self.dense(), ids, axis=0, mode="fill")
+
+    def for_rows(self, n: int) -> "Dense":
+        """The same matrix in the order that products with n rows want on a CPU.
+
+        Measured on matrices of 576 to 4096: in float32 [out, in] is 5 to 15 % faster for a lone row, [in, out]
+        takes 60 to 70 % of its time for 2 to 16 rows, and beyond 32 there is no difference.
+        """
+        transposed = n == 1 or self.array.dtype != np.float32
+        if self.array.ndim != 2 or transposed == self.transposed:
+            return self
+        if isinstance(self.array, jax.ShapeDtypeStruct):
+            shape: Any = jax.ShapeDtypeStruct(self.array.shape[::-1], self.array.dtype)
+            return Dense(shape, transposed)
+        return Dense(jax.device_put(np.ascontiguousarray(np.asarray(self.array).T)), transposed)
 
     def dense(self) -> jax.Array:
         """The matrix [in, out], or the matrices [e, in, out]."""

@@ -17,7 +17,7 @@ from ..model import Model
 from ..sampling import Sampler
 from ..xla import Programs, on_device
 from . import Drafter, Tree
-from .pace import Pace
+from .pace import Cost, Pace
 from .record import Record, Round
 from .verify import Guess, verify
 
@@ -51,8 +51,9 @@ def speculate(
                 new = [token.item()]
             text += new
             done, timed = time.perf_counter(), programs.count == compiled
-            pace.observe(pace.width(length) if tree.tokens else 0, len(new) - 1, done - began if timed else None)
-            record.rounds.append(Round(tree.depth, len(new), drafted - began, done - drafted, timed))
+            cost = Cost(drafted - began, done - drafted)
+            pace.observe(pace.width(length) if tree.tokens else 0, len(new) - 1, cost if timed else None)
+            record.rounds.append(Round(tree.depth, len(new), *cost, timed))
             record.predicted = pace.speed_up
             yield from new
 
@@ -69,8 +70,8 @@ def generate_exactly(
             began, compiled, given = time.perf_counter(), programs.count, text[known : known + EXACT]
             room = min(plan.end - len(text) - 1, EXACT - 1)
             last = known + len(given) == len(text)  # the prompt is read
-            drafts = drafter is not None and last and len(given) == 1 and room > 0
-            tree = drafted_by(drafter, text, room, model) if drafts else Tree()
+            decodes = last and len(given) == 1 and room > 0
+            tree = drafted_by(drafter, text, room, model) if drafter and decodes else Tree()
             drafted = time.perf_counter()
             guess = new_guess(given, tree, EXACT, trees=True)
             state, history, tokens, n = verify(model, state, history, sampler, guess, i32(known))

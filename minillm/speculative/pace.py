@@ -7,10 +7,11 @@ where speculation does not pay it is switched off, but for a try now and then.
 """
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 LENGTHS = (0, 3, 7, 15)  # drafted tokens a round; each is a program of its own
-FADES = 0.95  # what an older round counts for beside the one after it
-PRIOR = (4.0, 5.0)  # kept, drafted: what is believed of a place at first, so that longer drafts get a try
+FADES = 0.9  # what an older round counts for beside the one after it
+PRIOR = (2.0, 2.5)  # kept, tried: what is believed of a place at first, so that longer drafts get a chance
 FIRST_REST, LONGEST_REST = 16, 256  # rounds without a draft, before the next try
 
 
@@ -31,6 +32,13 @@ class Rate:
         return self.kept / self.tried
 
 
+class Cost(NamedTuple):
+    """Seconds of a round's two halves."""
+
+    draft: float
+    verify: float
+
+
 @dataclass
 class Pace:
     """Chooses the draft length of each round. most: no more than that; fixed: always `most`, whatever it costs."""
@@ -38,7 +46,7 @@ class Pace:
     most: int = LENGTHS[-1]
     fixed: bool = False
     rates: list[Rate] = field(default_factory=list)
-    seconds: dict[int, float] = field(default_factory=dict)  # of a round, by draft length
+    costs: dict[int, Cost] = field(default_factory=dict)  # by draft length
     resting: int = 0
     rest: int = FIRST_REST
 
@@ -54,39 +62,32 @@ class Pace:
         """The least of the draft lengths that is enough for `length` tokens."""
         return next(one for one in self.lengths if one >= length)
 
-    @property
-    def speed_up(self) -> float | None:
-        """What drafting promises over not drafting; None before anything was measured."""
-        measured = [length for length in self.lengths if length in self.seconds]
-        if 0 not in measured:
-            return None
-        return max(self.speed(length) for length in measured) / self.speed(0)
-
     def choose(self, room: int) -> int:
         """How many tokens to draft in the next round, `room` at most; 0 is a plain step."""
         if self.fixed:
             return min(self.most, room)
-        if 0 not in self.seconds or self.resting:
+        if 0 not in self.costs or self.resting:
             self.resting = max(self.resting - 1, 0)
             return 0
-        best = max(self.lengths, key=self.speed)
-        if best == 0:  # a try now, to see whether that is still so, then a rest
-            self.resting, self.rest = self.rest, min(2 * self.rest, LONGEST_REST)
-            best = max(self.lengths[1:], key=self.speed)
-        else:
+        drafts = self.lengths[1:] if len(self.costs) > 1 else self.lengths[1:2]  # the first try is a short one
+        best = max(drafts, key=self.speed)
+        if self.speed(best) > self.speed(0):
             self.rest = FIRST_REST
+        elif len(self.costs) > 1:  # one more try, to see whether that is still so, then a rest
+            self.resting, self.rest = self.rest, min(2 * self.rest, LONGEST_REST)
         return min(best, room)
 
-    def observe(self, length: int, kept: int, seconds: float | None) -> None:
+    def observe(self, length: int, kept: int, cost: Cost | None) -> None:
         """A round of so many drafted tokens kept so many and took so long (None: not measured).
 
         A draft that was shorter than asked for counts as one that failed there.
         """
         for place, rate in enumerate(self.rates[: min(kept + 1, length)]):
             rate.observe(place < kept)
-        if seconds is not None:
-            before = self.seconds.get(length, seconds)
-            self.seconds[length] = before + 0.3 * (min(seconds, 2 * before) - before)  # one hiccup is no trend
+        if cost is not None:
+            before = self.costs.get(length, cost)
+            halves = zip(before, cost, strict=True)
+            self.costs[length] = Cost(*(old + 0.3 * (min(new, 2 * old) - old) for old, new in halves))  # no hiccups
 
     def tokens(self, length: int) -> float:
         """How many a round is expected to give."""
@@ -97,5 +98,18 @@ class Pace:
         return total
 
     def speed(self, length: int) -> float:
-        """Tokens a second, of a length never tried: as if it cost a half more than a plain step."""
-        return self.tokens(length) / self.seconds.get(length, 1.5 * self.seconds.get(0, 1.0))
+        """Tokens a second, measured or expected."""
+        return self.tokens(length) / sum(self.costs.get(length) or self.expected(length))
+
+    def expected(self, length: int) -> Cost:
+        """The cost of a length never tried, from the longest that was: more drafting, hardly more verifying."""
+        known = max(self.costs)
+        draft, verify = self.costs[known]
+        return Cost(draft * length / max(known, 1), 1.1 * verify)
+
+    @property
+    def speed_up(self) -> float | None:
+        """What drafting promises over not drafting; None before both were measured."""
+        if 0 not in self.costs or len(self.costs) == 1:
+            return None
+        return max(self.speed(length) for length in self.costs) / self.speed(0)

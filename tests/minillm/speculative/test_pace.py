@@ -4,10 +4,10 @@ from itertools import pairwise
 
 import pytest
 
-from minillm.speculative.pace import FIRST_REST, LENGTHS, LONGEST_REST, Pace
+from minillm.speculative.pace import FIRST_REST, LENGTHS, LONGEST_REST, Cost, Pace
 
 
-def play(pace: Pace, kept: int, costs: dict[int, float], rounds: int, room: int = 100) -> list[int]:
+def play(pace: Pace, kept: int, costs: dict[int, Cost], rounds: int, room: int = 100) -> list[int]:
     """The lengths chosen when every draft keeps so many tokens."""
     chosen = []
     for _ in range(rounds):
@@ -17,11 +17,15 @@ def play(pace: Pace, kept: int, costs: dict[int, float], rounds: int, room: int 
     return chosen
 
 
-COSTS = {0: 1.0, 3: 2.1, 7: 2.4, 15: 2.8}
+COSTS = {0: Cost(0, 1.0), 3: Cost(0.1, 2.0), 7: Cost(0.1, 2.3), 15: Cost(0.1, 2.7)}
 
 
 def test_before_anything_is_drafted_a_plain_step_is_measured():
     assert Pace().choose(100) == 0
+
+
+def test_the_first_draft_is_a_short_one():
+    assert play(Pace(), 0, COSTS, 2) == [0, 3]
 
 
 def test_drafts_that_hold_become_as_long_as_there_are():
@@ -49,7 +53,7 @@ def test_a_drafter_that_has_become_good_is_taken_up_again():
 
 
 def test_what_costs_too_much_is_not_used_however_good_it_is():
-    dear = {0: 1.0, 3: 9.0, 7: 17.0, 15: 33.0}
+    dear = {0: Cost(0, 1.0), 3: Cost(7.0, 2.0), 7: Cost(15.0, 2.3), 15: Cost(30.0, 2.7)}
     chosen = play(Pace(), 15, dear, 1000)
     assert sum(length > 0 for length in chosen[-500:]) < 10
 
@@ -70,5 +74,5 @@ def test_the_predicted_speed_up_is_leviathans_formula_for_equal_rates():
     pace, rate = Pace(), 0.8
     for one in pace.rates:
         one.kept, one.tried = rate, 1.0
-    pace.seconds = {0: 1.0, 7: 2.4}
+    pace.costs = {0: Cost(0.0, 1.0), 7: Cost(0.4, 2.0)}
     assert pace.speed_up == pytest.approx((1 - rate**8) / (1 - rate) / 2.4)
