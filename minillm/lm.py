@@ -22,10 +22,10 @@ from .errors import UserError
 from .folders import bundled_models
 from .generate import Plan, bucket, compile_prefill, compile_step, generate_tokens
 from .model import Model
+from .output import Output
 from .quant import stored_for
 from .sampling import Sampler, new_sampler, require
 from .span import Span
-from .stops import StopFilter
 from .tokenizer import Tokenizer
 from .xla import Programs, keep_programs
 
@@ -71,6 +71,11 @@ class LM:
     def model(self) -> Model:
         """The model with its weights."""
         return self.weights.result()
+
+    @property
+    def ends(self) -> set[int]:
+        """The tokens that end a text."""
+        return {*self.config.eos, *(self.tokenizer.ends if self.tokenizer else ())}
 
     def store_for(self, rows: int) -> None:
         """Have the matrices stored as steps of so many tokens want them; it is done in the background."""
@@ -196,17 +201,15 @@ class Stream:
         exact: bool = False,
     ):
         self.lm, self.prompt, self.sampler = lm, prompt, sampler
-        self.max_tokens, self.stop = max_tokens, stop
-        self.drafter, self.exact, self.record = drafter, exact, None
-        self.tokens: list[int] = []
-        self.text, self.finish_reason = "", "interrupted"
+        self.max_tokens, self.drafter, self.exact, self.record = max_tokens, drafter, exact, None
+        self.output = Output(lm.tokenizer, lm.ends, stop)
         self.timings: dict[str, float | None] = {}
         self.pieces = self._run()
         self.ready: str | None = None
 
     def wait(self) -> None:
         """Return once the first piece is there: the prompt is read."""
-        if self.ready is None and not self.tokens:
+        if self.ready is None and not self.output.tokens:
             self.ready = next(self.pieces, "")
 
     def close(self) -> None:
@@ -221,34 +224,16 @@ class Stream:
 
     def completion(self) -> Completion:
         """The record of what has been generated so far."""
-        seed, speculation = int(self.sampler.seed[0]), self.record.summary() if self.record else {}
-        return Completion(
-            self.text, self.tokens, len(self.prompt), self.finish_reason, self.timings, seed, speculation
-        )
+        out, speculation = self.output, self.record.summary() if self.record else {}
+        reason, seed = out.finish_reason or "interrupted", int(self.sampler.seed[0])
+        return Completion(out.text, out.tokens, len(self.prompt), reason, self.timings, seed, speculation)
 
     def _run(self) -> Generator[str]:
-        tokenizer = self.lm.tokenizer
-        ends = {*self.lm.config.eos, *(tokenizer.ends if tokenizer else ())}
-        decoded, stops = tokenizer.stream() if tokenizer else None, StopFilter(self.stop)
         for token in self._timed_tokens():
-            if token in ends:
-                self.finish_reason = "stop"
-                break
-            self.tokens.append(token)
-            yield self._give(stops.push(decoded.push(token)) if decoded else "")
-            if stops.hit:
-                self.finish_reason = "stop"
+            yield self.output.push(token)
+            if self.output.finish_reason is not None:
                 return
-        else:
-            self.finish_reason = "length"
-        if decoded:
-            tail = stops.push(decoded.flush())
-            self.finish_reason = "stop" if stops.hit else self.finish_reason
-            yield self._give(tail + stops.flush())
-
-    def _give(self, piece: str) -> str:
-        self.text += piece
-        return piece
+        yield self.output.end("length")
 
     def _tokens(self, model: Model, plan: Plan) -> Iterator[int]:
         """The tokens, by the loop that the options ask for."""

@@ -6,7 +6,9 @@ arrays, so changing them compiles nothing.
 """
 
 import secrets
+from collections.abc import Sequence
 from numbers import Integral, Real
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -54,7 +56,7 @@ class History:
 
 @struct.dataclass
 class Sampler:
-    """One value a sequence for each stage, [b]; None leaves the stage out, temperature None is greedy."""
+    """One value a sequence for each stage, [b]; None leaves the stage out. Temperature 0, or None, is greedy."""
 
     temperature: jax.Array | None
     top_k: jax.Array | None
@@ -81,7 +83,8 @@ class Sampler:
         def draw(seed: jax.Array, place: jax.Array, row: jax.Array) -> jax.Array:
             return jax.random.categorical(jax.random.fold_in(jax.random.key(seed), place), row)
 
-        return jax.vmap(draw)(self.seed, position, logits).astype(jnp.int32)
+        drawn = jax.vmap(draw)(self.seed, position, logits)
+        return jnp.where(self.temperature == 0, jnp.argmax(logits, axis=-1), drawn).astype(jnp.int32)
 
     def filtered(self, logits: jax.Array, history: History | None) -> jax.Array:
         """Logits f32 [b, v] after every stage; softmax of these is the distribution drawn from."""
@@ -90,7 +93,7 @@ class Sampler:
                 raise ValueError("Sampler: the penalties need a history, but there is none")
             logits = self._penalised(logits, history)
         if self.temperature is not None:
-            logits = scale_temperature(logits, self.temperature)
+            logits = scale_temperature(logits, jnp.where(self.temperature == 0, 1, self.temperature))
         if self.top_k is not None:
             logits = keep_top_k(logits, self.top_k)
         if self.top_p is not None:
@@ -158,6 +161,38 @@ def new_sampler(
         frequency_penalty=stage(frequency_penalty, counted),
         seed=on_device(np.array([seed], np.uint32)),
     )
+
+
+CHANGES_NOTHING: dict[str, float] = {
+    "temperature": 0,
+    "top_k": 2**31 - 1,
+    "top_p": 1,
+    "min_p": 0,
+    "repeat_penalty": 1,
+    "presence_penalty": 0,
+    "frequency_penalty": 0,
+}
+DRAWING, PENALTIES = tuple(CHANGES_NOTHING)[:4], tuple(CHANGES_NOTHING)[4:]
+
+
+def together(samplers: Sequence[Sampler | None]) -> Sampler:
+    """One sampler for a batch of sequences with one each; None is a row that nobody uses.
+
+    If one of them draws, or has penalties, all go through those stages, with values that change nothing: so there
+    are three programs and not one for each set of options.
+    """
+
+    def stage(name: str) -> np.ndarray | None:
+        group = DRAWING if name in DRAWING else PENALTIES
+        if all(getattr(one, other) is None for one in samplers if one for other in group):
+            return None
+        values = [None if one is None else getattr(one, name) for one in samplers]
+        dtype = np.int32 if name == "top_k" else np.float32
+        return np.array([CHANGES_NOTHING[name] if value is None else value[0] for value in values], dtype)
+
+    stages: dict[str, Any] = {name: stage(name) for name in CHANGES_NOTHING}
+    seed: Any = np.array([0 if one is None else one.seed[0] for one in samplers], np.uint32)
+    return Sampler(**stages, seed=seed)
 
 
 def require(fits: bool, name: str, value: object, expected: str) -> None:

@@ -27,7 +27,10 @@ LAYERS = """
     checkpoint
     sampling
     generate
-    speculative engine evaluate train compile stops
+    speculative evaluate train compile stops
+    output
+    request
+    engine
     compress
     lm
     cli

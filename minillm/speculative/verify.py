@@ -28,12 +28,14 @@ class Guess:
 
     tokens  i32 [b, t], of which n i32 [b] are real and the first given i32 [b], one or more, known
     parent  i32 [b, t], the token that each one follows, -1 for the first; None: a chain
+    pages   as in `Span`
     """
 
     tokens: Any
     given: Any
     n: Any
     parent: Any = None
+    pages: Any = None
 
 
 @partial(jax.jit, donate_argnames=("state", "history"))
@@ -48,9 +50,9 @@ def verify(
     """
     t = guess.tokens.shape[1]
     if guess.parent is None:
-        at = Span.chain(start, guess.n, t, rewind=True)
+        at = Span.chain(start, guess.n, t, pages=guess.pages, rewind=True)
     else:
-        at = Span.tree(start, guess.n, guess.parent)
+        at = Span.tree(start, guess.n, guess.parent, pages=guess.pages)
     hidden, pending = model.hidden(guess.tokens, state, at)
     drawn = draw_after_each(sampler, model.logits(hidden), history, guess, at)
     path, n_kept = kept_path(guess, drawn)

@@ -1,0 +1,336 @@
+"""Continuous batching: requests come and go, and every step of the model serves all that are there.
+
+A decoding step reads every weight, for one sequence or for sixteen. So sequences are decoded together, each in
+a row of the batch, and as soon as one has ended the next takes its row (Yu et al. 2022, "Orca"). What they
+remember lies in pages, so that memory is used up by tokens and not by what they might become (Kwon et al. 2023,
+arXiv:2309.06180).
+
+One iteration is two programs. `read` takes in a chunk of the prompts of up to two requests, so that a long one
+holds up nobody; `verify` (speculative/verify.py) goes on with all the others by a token, or by several where
+they have a drafter. When pages run out, the youngest request gives its own back and later reads its text again.
+What a request says depends on its prompt and seed, not on who else is there: the draw at a position has its own
+random numbers.
+"""
+
+import time
+from collections import deque
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .cache import StateSpec
+from .cache.pool import PagePool
+from .config import Config
+from .errors import UserError
+from .generate import bucket
+from .model import Model
+from .output import Output
+from .request import Request
+from .sampling import History, Sampler, new_sampler, require, together
+from .span import Span
+from .speculative import Tree
+from .speculative.decode import EXACT, drafted_by
+from .speculative.verify import Guess, verify
+from .xla import on_device
+
+if TYPE_CHECKING:
+    from .speculative import Drafter
+    from .tokenizer import Tokenizer
+
+CHUNK = 128  # tokens of a prompt that are read at once
+READERS = 2  # requests that read at once
+DRAFTS = (0, 3, EXACT - 1)  # drafted tokens a round; each is a program of its own
+
+
+class Language(Protocol):
+    """What the engine needs of an `LM`."""
+
+    config: Config
+    tokenizer: "Tokenizer | None"
+
+    @property
+    def model(self) -> Model: ...
+    @property
+    def ends(self) -> set[int]: ...
+    def store_for(self, rows: int) -> None: ...
+    def prompt_ids(self, prompt: str | Sequence[int]) -> list[int]: ...
+
+
+@partial(jax.jit, donate_argnames=("state", "history"))
+def read(
+    model: Model,
+    state: tuple,
+    history: History | None,
+    sampler: Sampler,
+    tokens: jax.Array,
+    start: jax.Array,
+    n: jax.Array,
+    slot: jax.Array,
+    pages: jax.Array | None,
+) -> tuple[tuple, History | None, jax.Array]:
+    """Take in n [b] of tokens i32 [b, t] of the sequences in slots i32 [b]; draw the token after them, i32 [b]."""
+    b, t = tokens.shape
+    at = Span.chain(start, n, t, slot, pages)
+    hidden, pending = model.hidden(tokens, state, at)
+    state = model.commit(pending, at, keep=jnp.broadcast_to(jnp.arange(t, dtype=jnp.int32), (b, t)), n_keep=n)
+    mine = None
+    if history is not None:
+        mine = jax.tree.map(lambda all_: all_[slot], history).observe(tokens, at)
+        history = jax.tree.map(lambda all_, some: all_.at[slot].set(some), history, mine)
+    logits = model.logits(hidden[jnp.arange(b, dtype=jnp.int32), jnp.maximum(n - 1, 0)])
+    return state, history, sampler(logits, start + n, mine)
+
+
+class Engine:
+    """Serves up to max_batch requests at once with a model; the others wait in line.
+
+    n_pages   of page_size tokens each, shared by all; None: as many as max_batch whole contexts need
+    kind      "contiguous" gives each row of the batch a whole context instead
+    exact     everything in one program of one shape: tokens are the same to the bit whoever else is there,
+              whatever is drafted and however often a text is read again; slower
+    """
+
+    def __init__(
+        self,
+        lm: Language,
+        *,
+        max_batch: int = 8,
+        n_pages: int | None = None,
+        page_size: int = 16,
+        context: int | None = None,
+        kind: str = "paged",
+        exact: bool = False,
+    ):
+        self.context = min(context or lm.config.context, lm.config.context)
+        each = -(-self.context // page_size)
+        self.pool = PagePool(max_batch * each if n_pages is None else n_pages, page_size)
+        if kind == "contiguous":
+            self.spec = StateSpec(max_batch, self.context)
+        else:
+            self.spec = StateSpec(max_batch, self.context, "paged", page_size=page_size, n_pages=self.pool.n_pages)
+        lm.store_for(max_batch)
+        self.lm, self.exact = lm, exact
+        self.state: Any = lm.model.init_state(self.spec)
+        self.history: History | None = None
+        self.waiting: deque[Request] = deque()
+        self.rows: list[Request | None] = [None] * max_batch
+        self.order: list[Request] = []  # those in rows, the oldest first
+
+    def submit(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        max_tokens: int = 128,
+        stop: str | Sequence[str] = (),
+        draft: "Drafter | None" = None,
+        timeout: float | None = None,
+        **sampling: Any,
+    ) -> Request:
+        """Put a request in line; sampling as in `LM.stream`. UserError if it does not fit, now or ever."""
+        ids, sampler = self.lm.prompt_ids(prompt), jax.device_get(new_sampler(**sampling))
+        stop = (stop,) if isinstance(stop, str) else tuple(stop)
+        end = min(len(ids) + max_tokens, self.context)
+        require(len(ids) < self.context, "prompt", f"{len(ids)} tokens", f"less than the context of {self.context}")
+        needed = self.pool.pages_for(end)
+        if needed > self.pool.n_pages:
+            raise UserError(
+                f"the request needs {needed} pages for {end} tokens, but there are {self.pool.n_pages}; "
+                "ask for fewer tokens, or give the engine more pages"
+            )
+        output = Output(self.lm.tokenizer, self.lm.ends, stop)
+        request = Request(self, ids, sampler, end, output, draft, timeout)
+        self.waiting.append(request)
+        return request
+
+    def step(self) -> bool:
+        """One iteration; False if there was nothing to do."""
+        self.expire()
+        self.admit()
+        if not self.order:
+            return False
+        if self.exact:
+            self.decode([*self.order])
+            return True
+        readers = [request for request in self.order if not request.decodes]
+        if readers:
+            self.read_prompts(readers[:READERS])
+        decoders = [request for request in self.order if request not in readers]
+        if decoders:
+            self.decode(decoders)
+        return True
+
+    def run(self) -> None:
+        """Go on until all requests have ended."""
+        while self.step():
+            pass
+
+    def end(self, request: Request, reason: str) -> None:
+        """End a request, wherever it is; nothing happens to one that has ended."""
+        if not request.done:
+            tail = request.output.end(reason)
+            request.pieces += [tail] if tail else []
+        self.release(request)
+        if request in self.waiting:
+            self.waiting.remove(request)
+
+    def release(self, request: Request) -> None:
+        """Take a request's row and pages away, and with them all that was in memory."""
+        self.pool.take_back(request.pages)
+        if request.slot is not None:
+            self.rows[request.slot] = None
+            self.order.remove(request)
+        request.slot, request.known = None, 0
+
+    def fail(self, request: Request, error: Exception) -> None:
+        """End a request in which something was raised; the others go on."""
+        request.error = error
+        self.end(request, "error")
+
+    def expire(self) -> None:
+        """End what has taken too long."""
+        now = time.monotonic()
+        for request in [*self.order, *self.waiting]:
+            if request.deadline is not None and now >= request.deadline:
+                self.end(request, "timeout")
+
+    def admit(self) -> None:
+        """Give free rows to those who wait, in their order, as long as there are pages for their texts."""
+        while self.waiting and None in self.rows:
+            request = self.waiting[0]
+            if not self.pool.extend(request.pages, len(request.text) + 1):
+                return
+            self.waiting.popleft()
+            request.slot = self.rows.index(None)
+            self.rows[request.slot] = request
+            self.order.append(request)
+            if request.sampler.penalises and self.history is None:
+                lengths = on_device(np.zeros(len(self.rows), np.int32))
+                self.history = History.empty(lengths, self.lm.config.v)
+            if self.history is not None:
+                self.history = forgotten(self.history, np.int32(request.slot), np.int32(len(request.prompt)))
+
+    def make_room(self, request: Request, rows: int) -> None:
+        """Pages for so many rows of a request, taken from the youngest, which may be itself, if there are none."""
+        while not self.pool.extend(request.pages, rows):
+            youngest = self.order[-1]
+            youngest.preempted += 1
+            self.release(youngest)
+            self.waiting.appendleft(youngest)
+            if youngest is request:
+                return
+
+    def read_prompts(self, readers: list[Request]) -> None:
+        """Take in the next chunk of some texts; those read to their end get a token."""
+        chunks = [request.text[request.known : request.known + CHUNK] for request in readers]
+        tokens = np.zeros((len(readers), CHUNK if max(map(len, chunks)) > CHUNK // 4 else CHUNK // 4), np.int32)
+        for row, chunk in zip(tokens, chunks, strict=True):
+            row[: len(chunk)] = chunk
+        start, n = ([request.known for request in readers], [len(chunk) for chunk in chunks])
+        slot = [request.slot for request in readers]
+        self.state, self.history, drawn = read(
+            self.lm.model,
+            self.state,
+            self.history,
+            together([request.sampler for request in readers]),
+            tokens,
+            *(np.array(numbers, np.int32) for numbers in (start, n, slot)),
+            self.tables(readers),
+        )
+        for request, chunk, token in zip(readers, chunks, np.asarray(drawn).tolist(), strict=True):
+            request.known += len(chunk)
+            if request.known == len(request.text):
+                self.give(request, [token])
+
+    def decode(self, requests: list[Request]) -> None:
+        """Go on with these, each by a token and by what it drafts, all in one pass."""
+        given = {request: self.next_given(request) for request in requests}
+        trees = {request: self.draft(request) for request in requests}
+        for request in list(trees):
+            if request.slot is None:  # it lost its row to an older one
+                continue
+            rows = request.known + len(given[request])
+            if not self.pool.extend(request.pages, rows + len(trees[request].tokens)):
+                trees[request] = Tree()
+                self.make_room(request, rows)
+        going = [request for request in trees if request.slot is not None]
+        if not going:
+            return
+        guess, start = self.batch(going, given, trees)
+        sampler = together([request and request.sampler for request in self.rows])
+        self.state, self.history, tokens, n = verify(self.lm.model, self.state, self.history, sampler, guess, start)
+        tokens, n = np.asarray(tokens), np.asarray(n)
+        for request in going:
+            before, read_all = request.known, request.known + len(given[request]) == len(request.text)
+            new = tokens[request.slot, : n[request.slot]].tolist() if read_all else []
+            request.known = before + len(given[request]) + max(len(new) - 1, 0)
+            if new:
+                self.give(request, new)
+
+    def next_given(self, request: Request) -> list[int]:
+        """The tokens of its text that it takes in next."""
+        return request.text[request.known : request.known + (EXACT if self.exact else 1)]
+
+    def draft(self, request: Request) -> Tree:
+        """What its drafter guesses, if it has read its text; a drafter that fails ends the request."""
+        room = min(request.end - len(request.text) - 1, DRAFTS[-1])
+        if request.drafter is None or not request.decodes or room <= 0:
+            return Tree()
+        try:
+            return drafted_by(request.drafter, request.text, room, self.lm.model)
+        except Exception as error:
+            self.fail(request, error)
+            return Tree()
+
+    def batch(
+        self, going: list[Request], given: dict[Request, list[int]], trees: dict[Request, Tree]
+    ) -> tuple[Guess, np.ndarray]:
+        """The guesses of all rows, and where they start; a row without a request has no tokens."""
+        longest = max(len(tree.tokens) for tree in trees.values())
+        t = EXACT if self.exact else 1 + next(length for length in DRAFTS if length >= longest)
+        b = len(self.rows)
+        tokens, parent = np.zeros((b, t), np.int32), np.full((b, t), -1, np.int32)
+        n_given, n, start = np.ones(b, np.int32), np.zeros(b, np.int32), np.zeros(b, np.int32)
+        for request in going:
+            row, known, tree = request.slot, given[request], trees[request]
+            size = len(known) + len(tree.tokens)
+            tokens[row, :size] = [*known, *tree.tokens]
+            parent[row, :size] = [*range(-1, len(known) - 1), *(above + len(known) for above in tree.parent)]
+            n_given[row], n[row], start[row] = len(known), size, request.known
+        with_parents = self.exact or not all(tree.is_chain for tree in trees.values())
+        return Guess(tokens, n_given, n, parent if with_parents else None, self.tables(self.rows)), start
+
+    def tables(self, requests: Sequence[Request | None]) -> np.ndarray | None:
+        """Their page tables i32 [b, p], as wide as the longest needs, in a few widths only; None without pages."""
+        if self.spec.kind != "paged":
+            return None
+        size, most = self.pool.page_size, self.pool.pages_for(self.context)
+        needed = max((len(request.pages) for request in requests if request), default=1)
+        width = most if self.exact else min(bucket(needed, max(256 // size, 1)), most)
+        table = np.zeros((len(requests), width), np.int32)
+        for row, request in zip(table, requests, strict=True):
+            if request:
+                row[: len(request.pages)] = request.pages
+        return table
+
+    def give(self, request: Request, tokens: list[int]) -> None:
+        """Add new tokens to a request, and end it if they do."""
+        try:
+            request.take(tokens)
+        except Exception as error:
+            self.fail(request, error)
+        if request.done:
+            self.release(request)
+
+
+@partial(jax.jit, donate_argnums=0)
+def forgotten(history: History, slot: jax.Array, prompt: jax.Array) -> History:
+    """The history with nothing seen in a slot, whose new text begins with `prompt` given tokens."""
+    return History(
+        history.seen.at[slot].set(False),
+        history.counts.at[slot].set(0),
+        history.prompt.at[slot].set(prompt),
+    )
