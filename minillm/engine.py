@@ -26,11 +26,10 @@ from .cache import StateSpec
 from .cache.pool import PagePool
 from .config import Config
 from .errors import UserError
-from .generate import bucket
 from .model import Model
 from .output import Output
 from .request import Request
-from .sampling import History, Sampler, new_sampler, require, together
+from .sampling import History, Sampler, is_count, new_sampler, require, together
 from .span import Span
 from .speculative import Tree
 from .speculative.decode import EXACT, drafted_by
@@ -53,7 +52,7 @@ class Language(Protocol):
     tokenizer: "Tokenizer | None"
 
     @property
-    def model(self) -> Model: ...
+    def model(self) -> Any: ...
     @property
     def ends(self) -> set[int]: ...
     def store_for(self, rows: int) -> None: ...
@@ -88,6 +87,7 @@ def read(
 class Engine:
     """Serves up to max_batch requests at once with a model; the others wait in line.
 
+    context   tokens that a request may have, the prompt's and the generated ones
     n_pages   of page_size tokens each, shared by all; None: as many as max_batch whole contexts need
     kind      "contiguous" gives each row of the batch a whole context instead
     exact     everything in one program of one shape: tokens are the same to the bit whoever else is there,
@@ -101,11 +101,11 @@ class Engine:
         max_batch: int = 8,
         n_pages: int | None = None,
         page_size: int = 16,
-        context: int | None = None,
+        context: int = 1024,
         kind: str = "paged",
         exact: bool = False,
     ):
-        self.context = min(context or lm.config.context, lm.config.context)
+        self.context = min(context, lm.config.context)
         each = -(-self.context // page_size)
         self.pool = PagePool(max_batch * each if n_pages is None else n_pages, page_size)
         if kind == "contiguous":
@@ -132,7 +132,7 @@ class Engine:
     ) -> Request:
         """Put a request in line; sampling as in `LM.stream`. UserError if it does not fit, now or ever."""
         ids, sampler = self.lm.prompt_ids(prompt), jax.device_get(new_sampler(**sampling))
-        stop = (stop,) if isinstance(stop, str) else tuple(stop)
+        require(is_count(max_tokens), "max_tokens", max_tokens, "1 or more")
         end = min(len(ids) + max_tokens, self.context)
         require(len(ids) < self.context, "prompt", f"{len(ids)} tokens", f"less than the context of {self.context}")
         needed = self.pool.pages_for(end)
@@ -157,7 +157,7 @@ class Engine:
             return True
         readers = [request for request in self.order if not request.decodes]
         if readers:
-            self.read_prompts(readers[:READERS])
+            self.read_prompts(readers)
         decoders = [request for request in self.order if request not in readers]
         if decoders:
             self.decode(decoders)
@@ -224,24 +224,34 @@ class Engine:
                 return
 
     def read_prompts(self, readers: list[Request]) -> None:
-        """Take in the next chunk of some texts; those read to their end get a token."""
-        chunks = [request.text[request.known : request.known + CHUNK] for request in readers]
-        tokens = np.zeros((len(readers), CHUNK if max(map(len, chunks)) > CHUNK // 4 else CHUNK // 4), np.int32)
-        for row, chunk in zip(tokens, chunks, strict=True):
-            row[: len(chunk)] = chunk
-        start, n = ([request.known for request in readers], [len(chunk) for chunk in chunks])
-        slot = [request.slot for request in readers]
+        """Take in the next chunk of the first of these, and of another of like length; a text's end gives a token.
+
+        The program has the same shape whoever reads beside: a row that is left over goes to a sequence that reads
+        nothing.
+        """
+        chunks = {request: request.text[request.known : request.known + CHUNK] for request in readers}
+        width = width_of(chunks[readers[0]])
+        reading = [request for request in readers if width_of(chunks[request]) == width][:READERS]
+        others = [row for row in range(len(self.rows)) if self.rows[row] not in reading]
+        slot = [self.rows.index(request) for request in reading]
+        slot += others[: min(READERS, len(self.rows)) - len(reading)]
+        rows = [self.rows[one] for one in slot]
+        tokens, n = np.zeros((len(slot), width), np.int32), np.zeros(len(slot), np.int32)
+        for row, request in enumerate(reading):
+            n[row], tokens[row, : len(chunks[request])] = len(chunks[request]), chunks[request]
         self.state, self.history, drawn = read(
             self.lm.model,
             self.state,
             self.history,
-            together([request.sampler for request in readers]),
+            together([request and request.sampler for request in rows]),
             tokens,
-            *(np.array(numbers, np.int32) for numbers in (start, n, slot)),
-            self.tables(readers),
+            starts(rows),
+            n,
+            np.array(slot, np.int32),
+            self.tables(rows),
         )
-        for request, chunk, token in zip(readers, chunks, np.asarray(drawn).tolist(), strict=True):
-            request.known += len(chunk)
+        for request, token in zip(reading, np.asarray(drawn).tolist(), strict=False):
+            request.known += len(chunks[request])
             if request.known == len(request.text):
                 self.give(request, [token])
 
@@ -288,29 +298,28 @@ class Engine:
     def batch(
         self, going: list[Request], given: dict[Request, list[int]], trees: dict[Request, Tree]
     ) -> tuple[Guess, np.ndarray]:
-        """The guesses of all rows, and where they start; a row without a request has no tokens."""
+        """The guesses of all rows, and where they start; rows of other requests, or of none, have no tokens."""
         longest = max(len(tree.tokens) for tree in trees.values())
         t = EXACT if self.exact else 1 + next(length for length in DRAFTS if length >= longest)
         b = len(self.rows)
         tokens, parent = np.zeros((b, t), np.int32), np.full((b, t), -1, np.int32)
-        n_given, n, start = np.ones(b, np.int32), np.zeros(b, np.int32), np.zeros(b, np.int32)
+        n_given, n = np.ones(b, np.int32), np.zeros(b, np.int32)
         for request in going:
             row, known, tree = request.slot, given[request], trees[request]
             size = len(known) + len(tree.tokens)
             tokens[row, :size] = [*known, *tree.tokens]
             parent[row, :size] = [*range(-1, len(known) - 1), *(above + len(known) for above in tree.parent)]
-            n_given[row], n[row], start[row] = len(known), size, request.known
+            n_given[row], n[row] = len(known), size
         with_parents = self.exact or not all(tree.is_chain for tree in trees.values())
-        return Guess(tokens, n_given, n, parent if with_parents else None, self.tables(self.rows)), start
+        return Guess(tokens, n_given, n, parent if with_parents else None, self.tables(self.rows)), starts(
+            self.rows
+        )
 
     def tables(self, requests: Sequence[Request | None]) -> np.ndarray | None:
-        """Their page tables i32 [b, p], as wide as the longest needs, in a few widths only; None without pages."""
+        """Their page tables i32 [b, p]; None without pages."""
         if self.spec.kind != "paged":
             return None
-        size, most = self.pool.page_size, self.pool.pages_for(self.context)
-        needed = max((len(request.pages) for request in requests if request), default=1)
-        width = most if self.exact else min(bucket(needed, max(256 // size, 1)), most)
-        table = np.zeros((len(requests), width), np.int32)
+        table = np.zeros((len(requests), self.pool.pages_for(self.context)), np.int32)
         for row, request in zip(table, requests, strict=True):
             if request:
                 row[: len(request.pages)] = request.pages
@@ -324,6 +333,16 @@ class Engine:
             self.fail(request, error)
         if request.done:
             self.release(request)
+
+
+def width_of(chunk: list[int]) -> int:
+    """For how many tokens the program is that takes in a chunk; one of two."""
+    return CHUNK // 4 if len(chunk) <= CHUNK // 4 else CHUNK
+
+
+def starts(requests: Sequence[Request | None]) -> np.ndarray:
+    """How many tokens of each are in memory, i32 [b]."""
+    return np.array([request.known if request else 0 for request in requests], np.int32)
 
 
 @partial(jax.jit, donate_argnums=0)

@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -24,7 +23,7 @@ from .generate import Plan, bucket, compile_prefill, compile_step, generate_toke
 from .model import Model
 from .output import Output
 from .quant import stored_for
-from .sampling import Sampler, new_sampler, require
+from .sampling import Sampler, is_count, new_sampler, require
 from .span import Span
 from .tokenizer import Tokenizer
 from .xla import Programs, keep_programs
@@ -142,15 +141,11 @@ class LM:
         )
         ids = self.prompt_ids(prompt)
         require(is_count(max_tokens), "max_tokens", max_tokens, "1 or more")
-        stop = (stop,) if isinstance(stop, str) else tuple(stop)
-        if stop and self.tokenizer is None:
-            raise UserError("stop strings need a tokenizer, and this checkpoint has none")
-        if not all(isinstance(one, str) and one for one in stop):
-            raise UserError("a stop string is empty or no string, expected at least one character")
+        output = Output(self.tokenizer, self.ends, stop)
         if draft is not None or exact:
             self.store_for(SEVERAL)
         drafter = new_drafter(self, draft) if isinstance(draft, str) else draft
-        return Stream(self, ids, sampler, int(max_tokens), stop, drafter, exact)
+        return Stream(self, ids, sampler, int(max_tokens), output, drafter, exact)
 
     def prompt_ids(self, prompt: str | Sequence[int]) -> list[int]:
         """Token ids of a prompt that this model can continue."""
@@ -196,13 +191,13 @@ class Stream:
         prompt: list[int],
         sampler: Sampler,
         max_tokens: int,
-        stop: Sequence[str],
+        output: Output,
         drafter: "Drafter | None" = None,
         exact: bool = False,
     ):
         self.lm, self.prompt, self.sampler = lm, prompt, sampler
         self.max_tokens, self.drafter, self.exact, self.record = max_tokens, drafter, exact, None
-        self.output = Output(lm.tokenizer, lm.ends, stop)
+        self.output = output
         self.timings: dict[str, float | None] = {}
         self.pieces = self._run()
         self.ready: str | None = None
@@ -358,11 +353,6 @@ def rearranged(rows: int, loaded: list[Future[Model]]) -> Model:
     del model
     blocks, head = stored_for(rows, parts)
     return rest.replace(blocks=blocks, head=head)
-
-
-def is_count(value: Any) -> bool:
-    """Whether value is a whole number above 0."""
-    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 1
 
 
 def in_background(function: Callable[..., T], *arguments: Any) -> Future[T]:

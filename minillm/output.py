@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
+from .errors import UserError
 from .stops import StopFilter
 from .tokenizer import Tokenizer
 
@@ -9,10 +10,16 @@ from .tokenizer import Tokenizer
 class Output:
     """What was generated: its tokens and its text, each without what ended it.
 
-    ends are the tokens that end it, stop the strings. finish_reason is None as long as it goes on.
+    ends are the tokens that end it, stop the strings; UserError if one of these is none. finish_reason is None as
+    long as it goes on.
     """
 
-    def __init__(self, tokenizer: Tokenizer | None, ends: Iterable[int], stop: Sequence[str]):
+    def __init__(self, tokenizer: Tokenizer | None, ends: Iterable[int], stop: str | Sequence[str]):
+        stop = tuple(stop) if isinstance(stop, Sequence) and not isinstance(stop, str) else (stop,)
+        if stop and tokenizer is None:
+            raise UserError("stop strings need a tokenizer, and this checkpoint has none")
+        if not all(isinstance(one, str) and one for one in stop):
+            raise UserError("a stop string is empty or no string, expected at least one character")
         self.decoded, self.ends = tokenizer.stream() if tokenizer else None, set(ends)
         self.stops = StopFilter(stop)
         self.tokens: list[int] = []

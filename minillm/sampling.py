@@ -195,6 +195,11 @@ def together(samplers: Sequence[Sampler | None]) -> Sampler:
     return Sampler(**stages, seed=seed)
 
 
+def is_count(value: Any) -> bool:
+    """Whether value is a whole number above 0."""
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 1
+
+
 def require(fits: bool, name: str, value: object, expected: str) -> None:
     """UserError unless the option fits (a NaN never does)."""
     if not fits:

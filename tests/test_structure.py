@@ -33,6 +33,7 @@ LAYERS = """
     engine
     compress
     lm
+    batch
     cli
 """.split("\n")
 LEVEL = {name: level for level, row in enumerate(LAYERS) for name in row.split()}

@@ -4,6 +4,8 @@ import dataclasses
 import gc
 import json
 import sys
+import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -35,9 +37,24 @@ OTHERS = f"{BUNDLED} knows recipes and scripture; for a general model: minillm p
 @click.option("--chat", is_flag=True, help="Put PROMPT into the checkpoint's own chat template.")
 @click.option("--draft", help="Guess ahead, faster: prompt-lookup, ngram, skip:K (layers) or a small MODEL.")
 @click.option("--exact", is_flag=True, help="The same tokens to the bit with any --draft or none; slower.")
+@click.option("--input", "source", type=click.Path(path_type=Path), help="Many prompts: a file of JSON lines.")
+@click.option("--output", "target", type=click.Path(path_type=Path), help="Where their continuations go.")
+@click.option(
+    "--batch", default=8, show_default=True, type=click.IntRange(1), help="How many --input lines at once."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 @click.option("--stats", is_flag=True, help="Show speed against this machine's memory bandwidth.")
-def command(prompt: str | None, model: str, as_json: bool, stats: bool, chat: bool, **options: Any) -> None:
+def command(
+    prompt: str | None,
+    model: str,
+    as_json: bool,
+    stats: bool,
+    chat: bool,
+    source: Path | None,
+    target: Path | None,
+    batch: int,
+    **options: Any,
+) -> None:
     """Continue PROMPT, or standard input (less one final line break) if it is - or left out.
 
     The default model comes with minillm and knows recipes and scripture, nothing else; `minillm list` shows others.
@@ -47,8 +64,16 @@ def command(prompt: str | None, model: str, as_json: bool, stats: bool, chat: bo
       minillm generate "Recipe: Tomato Soup"
       minillm generate --model smollm2-135m "The capital of France is"
       minillm generate --model smollm2-135m --chat "Name three colours." --temperature 0
+      minillm generate --input prompts.jsonl --output texts.jsonl
+
+    A line of --input is a "string", or {"prompt": "string"} with options of its own, as in {"prompt": "…",
+    "max_tokens": 20}. A run that was interrupted goes on when it is started again.
     """
     gc.disable()  # a short-lived process: looking for cycles while reading a vocabulary takes 0.3 s
+    if source is not None or target is not None:
+        unfit = {"PROMPT": prompt is not None, "--draft": options.pop("draft"), "--json": as_json, "--stats": stats}
+        run_file(source, target, model, chat, batch, options, [name for name, given in unfit.items() if given])
+        return
     text = read_prompt(prompt, model)
     shown = interactive() and not as_json
     lm, stream = start(text, model, chat, options)
@@ -120,6 +145,39 @@ def start(prompt: str, model: str, chat: bool, options: dict[str, Any]) -> "tupl
         stream = lm.stream(ids, **options)
         stream.wait()
     return lm, stream
+
+
+def run_file(
+    source: Path | None,
+    target: Path | None,
+    model: str,
+    chat: bool,
+    batch: int,
+    options: dict[str, Any],
+    unfit: list,
+) -> None:
+    """Continue all prompts of a file, with a progress bar."""
+    if source is None or target is None:
+        raise UserError("--input and --output come together; give both")
+    if unfit:
+        raise UserError(f"{unfit[0]} does not go with --input; leave it out")
+    from rich.console import Console
+    from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from ..batch import Job
+    from ..lm import load
+
+    exact = options.pop("exact")
+    given = {name: one for name, one in options.items() if one is not None} | {"stop": list(options["stop"])}
+    job, lm = Job(source, target, model, given), load(model)
+    encode = (lambda text: lm.chat_ids([{"role": "user", "content": text}])) if chat else lm.prompt_ids
+    columns = MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn()
+    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
+        task, began, tokens = bar.add_task("", total=len(job.lines)), time.perf_counter(), 0
+        for one in job.run(lm, encode, batch, exact):
+            tokens += len(one["tokens"])
+            bar.update(task, advance=1, description=f"{tokens / (time.perf_counter() - began):.0f} tokens/s")
+    click.echo(f"{len(job.lines)} continuations in {target}", err=True)
 
 
 def flat(completion: "Completion") -> dict[str, Any]:

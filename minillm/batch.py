@@ -1,0 +1,167 @@
+"""A file of prompts through the engine: JSON lines in, JSON lines out, in the same order.
+
+What has ended is written beside the output at once (OUTPUT.part), so a run that was killed goes on where it was.
+The programs have the same shapes whoever else is there, so what is said does not depend on when that happened.
+"""
+
+import json
+import os
+import secrets
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .engine import Engine
+from .errors import UserError
+from .request import Request
+from .sampling import is_count, require
+
+if TYPE_CHECKING:
+    from .lm import LM
+
+Encode = Callable[[str], list[int]]
+
+OPTIONS = {
+    "max_tokens",
+    "stop",
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "repeat_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "seed",
+}
+
+
+class Job:
+    """The prompts of a file and where their continuations go; `lines` are what an engine is asked for.
+
+    A line is a string, or an object with a `prompt` and any of OPTIONS, which go before those given here
+    (max_tokens must be). Line i without a seed of its own uses the one given, or drawn for the file, plus i.
+    """
+
+    def __init__(self, source: Path, target: Path, model: str, options: dict[str, Any]):
+        self.source, self.target, self.part = source, target, target.with_name(target.name + ".part")
+        raw = source.read_bytes()
+        options = dict(options)
+        self.seed = options.pop("seed", None)
+        self.job = sha256(raw + json.dumps([model, options, self.seed], sort_keys=True).encode()).hexdigest()
+        self.lines = [self.parsed(number, line, options) for number, line in enumerate(raw.splitlines(), 1)]
+        if not self.lines:
+            raise UserError(f"{source}: no prompts, expected one JSON value a line")
+
+    def parsed(self, number: int, line: bytes, options: dict[str, Any]) -> dict[str, Any]:
+        """What one line asks for; UserError names it if that is nothing."""
+        where = f"{self.source}, line {number}"
+        try:
+            value = json.loads(line)
+        except ValueError:
+            raise UserError(f'{where} is no JSON, expected a string or an object with a "prompt"') from None
+        value = {"prompt": value} if isinstance(value, str) else value
+        if not isinstance(value, dict) or not isinstance(value.get("prompt"), str):
+            raise UserError(f'{where} has no prompt, expected a string or an object with a "prompt"')
+        unknown = sorted(set(value) - OPTIONS - {"prompt"})
+        if unknown:
+            raise UserError(f"{where} has {unknown[0]!r}, expected prompt and {', '.join(sorted(OPTIONS))}")
+        asked = {**options, **{name: one for name, one in value.items() if one is not None}}
+        require(is_count(asked["max_tokens"]), f"{where}: max_tokens", asked["max_tokens"], "1 or more")
+        return asked
+
+    def run(self, lm: "LM", encode: Encode, max_batch: int, exact: bool) -> Generator[dict[str, Any]]:
+        """Do what is not done yet, yielding each result; at the end the output is there, whole.
+
+        encode makes token ids of a prompt.
+        """
+        with self.opened() as (file, seed, done):
+            wanted = [{"seed": (seed + i) % 2**32, **line} for i, line in enumerate(self.lines)]
+            prompts = [self.naming(i, encode, one.pop("prompt")) for i, one in enumerate(wanted)]
+            longest = max(len(ids) + one["max_tokens"] for ids, one in zip(prompts, wanted, strict=True))
+            engine = Engine(lm, max_batch=max_batch, context=longest, exact=exact)
+            requests: dict[int, Request] = {}
+            for i, one in enumerate(wanted):
+                requests[i] = self.naming(i, engine.submit, prompts[i], **one)
+                if i in done:  # it was submitted to see that all lines are in order
+                    requests.pop(i).cancel()
+            yield from done.values()
+            while requests:
+                engine.step()
+                for i in [i for i, request in requests.items() if request.done]:
+                    done[i] = result(i, requests.pop(i), wanted[i]["seed"])
+                    if not file.tell():
+                        file.write(json.dumps({"job": self.job, "seed": seed}) + "\n")
+                    file.write(json.dumps(done[i], ensure_ascii=False) + "\n")
+                    file.flush()
+                    yield done[i]
+            self.finish([done[i] for i in range(len(wanted))])
+
+    def naming(self, i: int, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        """What a function gives, with line i named in what it finds wrong."""
+        try:
+            return function(*arguments, **options)
+        except UserError as error:
+            raise UserError(f"{self.source}, line {i + 1}: {error}") from None
+
+    @contextmanager
+    def opened(self) -> Iterator[tuple[Any, int, dict[int, dict[str, Any]]]]:
+        """The file of results so far, the seed of the job, and the results by line.
+
+        UserError if it belongs to another job, another run is writing it, or the output is there already.
+        """
+        if self.target.exists() and not self.part.exists():  # both are there if a run was killed at the very end
+            raise UserError(f"{self.target} is there already; move it away, or name another output")
+        with open(self.part, "a+", encoding="utf-8") as file:
+            lock(file, self.part)
+            file.seek(0)
+            text = file.read()
+            lines = text[: text.rfind("\n") + 1].splitlines(keepends=True)  # the last one may have been cut off
+            file.truncate(sum(len(line.encode()) for line in lines))
+            header = {"job": self.job, "seed": secrets.randbits(32) if self.seed is None else self.seed}
+            header, *results = [json.loads(line) for line in lines] or [header]
+            if header.get("job") != self.job:
+                raise UserError(f"{self.part} is what is left of another job; move it away, or name another output")
+            try:
+                yield file, header["seed"], {one["line"]: one for one in results}
+            finally:
+                if not file.tell():  # nothing was done
+                    self.part.unlink(missing_ok=True)
+
+    def finish(self, results: list[dict[str, Any]]) -> None:
+        """Put the results in order where the output belongs, in one go."""
+        draft = self.target.with_name(self.target.name + ".tmp")
+        with open(draft, "w", encoding="utf-8") as file:
+            for one in results:
+                line = {name: value for name, value in one.items() if name != "line"}
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        os.replace(draft, self.target)
+        self.part.unlink()
+
+
+def result(line: int, request: Request, seed: int) -> dict[str, Any]:
+    """What is written about a request that has ended."""
+    if request.error is not None:
+        raise request.error
+    out, prompt = request.output, request.prompt
+    return {
+        "line": line,
+        "text": out.text,
+        "tokens": out.tokens,
+        "prompt_tokens": len(prompt),
+        "finish_reason": out.finish_reason,
+        "seed": seed,
+    }
+
+
+def lock(file: Any, path: Path) -> None:
+    """Have the file alone; UserError if another process has it. Where the system has no such locks, nothing."""
+    try:
+        import fcntl
+    except ImportError:
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise UserError(f"{path} is being written by another run; wait for it, or name another output") from None

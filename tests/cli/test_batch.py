@@ -1,0 +1,153 @@
+"""A file of prompts: the same continuations in the same order, whatever happens on the way."""
+
+import json
+import subprocess
+import sys
+import time
+
+import files
+import pytest
+from click.testing import CliRunner
+
+import minillm
+from minillm.batch import Job
+from minillm.cli import main
+from minillm.errors import UserError
+
+PROMPTS = [f"text number {i}" * (1 + i % 3) for i in range(9)]
+OPTIONS = {"max_tokens": 12, "temperature": 0.8, "stop": [], "seed": 3}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return files.write_gguf(tmp_path_factory.mktemp("tiny") / "tiny.gguf")
+
+
+@pytest.fixture
+def source(tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("".join(json.dumps(prompt) + "\n" for prompt in PROMPTS))
+    return path
+
+
+def run(model, source, target, batch=3, options=OPTIONS, exact=False):
+    lm = minillm.load(model)
+    return Job(source, target, str(model), options).run(lm, lm.prompt_ids, batch, exact)
+
+
+def generate(model, *arguments):
+    return CliRunner().invoke(main, ["generate", "--model", str(model), *map(str, arguments)])
+
+
+def test_lines_come_out_in_the_order_of_the_prompts_as_each_is_continued_alone(model, source, tmp_path):
+    target, lm = tmp_path / "out.jsonl", minillm.load(model)
+    assert len(list(run(model, source, target))) == len(PROMPTS)
+    lines = [json.loads(line) for line in target.read_text().splitlines()]
+    for i, (prompt, line) in enumerate(zip(PROMPTS, lines, strict=True)):
+        alone = lm.generate(prompt, max_tokens=12, temperature=0.8, seed=3 + i)
+        assert line["tokens"] == alone.tokens
+        assert line["text"] == alone.text
+        assert line["prompt_tokens"] == alone.prompt_tokens
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith("out")] == ["out.jsonl"]
+
+
+@pytest.mark.parametrize("results", [0, 1, 4, 8])
+def test_a_run_that_stops_anywhere_goes_on_to_the_same_file(model, source, tmp_path, results):
+    whole, target, part = tmp_path / "whole.jsonl", tmp_path / "out.jsonl", tmp_path / "out.jsonl.part"
+    list(run(model, source, whole))
+    first = run(model, source, target)
+    for _ in range(results):
+        next(first)
+    first.close()
+    assert not target.exists()
+    assert part.exists() == (results > 0)
+    if results:
+        part.write_text(part.read_text() + '{"line": 3, "te')  # cut off while it was written
+    list(run(model, source, target))
+    assert target.read_bytes() == whole.read_bytes()
+    assert not part.exists()
+
+
+def test_a_run_killed_again_and_again_ends_with_the_same_file(model, source, tmp_path):
+    whole, target = tmp_path / "whole.jsonl", tmp_path / "out.jsonl"
+    command = [sys.executable, "-m", "minillm", "generate", "--model", str(model), "--input", str(source)]
+    command += ["--max-tokens", "100", "--temperature", "0.8", "--seed", "3", "--batch", "2", "--output"]
+    subprocess.run([*command, str(whole)], check=True, capture_output=True)
+    for seconds in (1.0, 1.5, 2.0):
+        if target.exists():
+            break
+        process = subprocess.Popen([*command, str(target)], stderr=subprocess.DEVNULL)
+        time.sleep(seconds)
+        process.kill()
+        process.wait()
+    if not target.exists():
+        subprocess.run([*command, str(target)], check=True, capture_output=True)
+    assert target.read_bytes() == whole.read_bytes()
+
+
+def test_what_is_there_is_not_overwritten(model, source, tmp_path):
+    target = tmp_path / "out.jsonl"
+    target.write_text("mine")
+    result = generate(model, "--input", source, "--output", target)
+    assert result.exit_code == 2
+    assert "out.jsonl is there already" in result.stderr
+    assert target.read_text() == "mine"
+
+
+def test_two_runs_do_not_write_one_file(model, source, tmp_path):
+    target = tmp_path / "out.jsonl"
+    first = run(model, source, target)
+    next(first)
+    with pytest.raises(UserError, match="is being written by another run"):
+        next(run(model, source, target))
+    assert len(list(first)) == len(PROMPTS) - 1
+
+
+def test_what_another_job_left_is_not_used(model, source, tmp_path):
+    target = tmp_path / "out.jsonl"
+    first = run(model, source, target)
+    next(first)
+    first.close()
+    with pytest.raises(UserError, match="is what is left of another job"):
+        next(run(model, source, target, options={**OPTIONS, "seed": 4}))
+    assert (tmp_path / "out.jsonl.part").exists()
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("no json", "line 2 is no JSON"),
+        ("3", "line 2 has no prompt"),
+        ('{"prompt": ["a"]}', "line 2 has no prompt"),
+        ('{"prompt": "a", "colour": 1}', "line 2 has 'colour', expected prompt and frequency_penalty"),
+        ('{"prompt": "a", "max_tokens": 0}', "line 2: max_tokens is 0, expected 1 or more"),
+        ('{"prompt": "a", "temperature": -1}', "line 2: temperature is -1"),
+        ('{"prompt": "a", "stop": 5}', "line 2: a stop string is empty or no string"),
+        ('{"prompt": ""}', "line 2: the prompt is empty"),
+        ('"' + "a" * 500 + '"', "line 2: the prompt has 500 tokens"),
+    ],
+)
+def test_a_bad_line_is_named_before_anything_is_done(model, tmp_path, line, message):
+    source, target = tmp_path / "prompts.jsonl", tmp_path / "out.jsonl"
+    source.write_text(f'"good"\n{line}\n')
+    result = generate(model, "--input", source, "--output", target)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["prompts.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--output", "x"], "--input and --output come together"),
+        (["--input", "x"], "--input and --output come together"),
+        (["--input", "x", "--output", "y", "hello"], "PROMPT does not go with --input"),
+        (["--input", "x", "--output", "y", "--json"], "--json does not go with --input"),
+        (["--input", "x", "--output", "y", "--draft", "ngram"], "--draft does not go with --input"),
+        (["--input", "nowhere", "--output", "y"], "No such file or directory: nowhere"),
+    ],
+)
+def test_options_that_do_not_go_together_are_named(model, arguments, message):
+    result = generate(model, *arguments)
+    assert result.exit_code == 2
+    assert message in result.stderr

@@ -1,0 +1,336 @@
+"""What a request says does not depend on who else is there, and nothing is lost whatever happens."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+import tiny
+from agreement import QUICK
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import minillm
+from minillm import engine as engine_module
+from minillm.engine import Engine
+from minillm.errors import UserError
+from minillm.sampling import new_sampler, together
+from minillm.speculative import Tree
+from minillm.speculative.prompt_lookup import PromptLookup
+from minillm.speculative.verify import verify
+
+RNG = np.random.default_rng(0)
+PROMPTS = [RNG.integers(3, 50, n).tolist() for n in (9, 1, 40, 17, 3)]
+OPTIONS: list[dict[str, Any]] = [
+    {"temperature": 0.0, "max_tokens": 14},
+    {"temperature": 1.0, "seed": 1, "max_tokens": 9},
+    {"temperature": 0.8, "top_p": 0.9, "seed": 2, "max_tokens": 20},
+    {"temperature": 1.2, "top_k": 9, "min_p": 0.01, "seed": 3, "max_tokens": 1},
+    {"temperature": 0.9, "repeat_penalty": 1.3, "frequency_penalty": 0.2, "seed": 4, "max_tokens": 16},
+]
+
+
+@pytest.fixture(scope="module")
+def _quick_engine():
+    with pytest.MonkeyPatch.context() as patch:
+        for name, program in (("read", engine_module.read), ("verify", verify)):
+            plain: Any = program
+            quick = jax.jit(plain.__wrapped__, donate_argnames=("state", "history"), compiler_options=QUICK)
+            patch.setattr(engine_module, name, quick)
+        yield
+
+
+def load(family, folder):
+    tiny.unpacked(f"{family}_0", folder)
+    lm = minillm.load(folder)
+    lm.config = replace(lm.config, eos=())
+    return lm
+
+
+def served(lm, drafts: Sequence[Any] = (None,), options=OPTIONS, **how: Any) -> list[list[int]]:
+    """What the requests say together."""
+    how = {"max_batch": 3, "context": 64, **how}
+    engine = Engine(lm, **how)
+    before = jax.tree.map(lambda leaf: leaf.shape, engine.state)
+    requests = [
+        engine.submit(prompt, draft=drafts[i % len(drafts)], **one)
+        for i, (prompt, one) in enumerate(zip(PROMPTS, options, strict=True))
+    ]
+    engine.run()
+    assert len(engine.pool.free) == engine.pool.n_pages
+    assert engine.rows == [None] * len(engine.rows)
+    assert jax.tree.map(lambda leaf: leaf.shape, engine.state) == before
+    assert all(request.finish_reason == "length" for request in requests)
+    return [request.tokens for request in requests]
+
+
+@pytest.mark.usefixtures("quick_programs", "_quick_engine")
+@pytest.mark.parametrize("family", tiny.quick("mistral", "deepseek_v2", "jamba"))
+def test_requests_say_together_what_each_says_alone(family, tmp_path):
+    lm = load(family, tmp_path)
+    alone = [lm.generate(prompt, **one).tokens for prompt, one in zip(PROMPTS, OPTIONS, strict=True)]
+    assert served(lm) == alone
+    assert served(lm, drafts=(PromptLookup(least=1), None)) == alone
+    assert served(lm, kind="contiguous") == alone
+
+
+@pytest.mark.usefixtures("quick_programs", "_quick_engine")
+def test_a_request_that_loses_its_pages_goes_on_as_if_it_had_not(tmp_path):
+    lm = load("llama", tmp_path)
+    expected = served(lm)
+    engine = Engine(lm, max_batch=3, context=64, page_size=4, n_pages=15)
+    requests = [engine.submit(prompt, **one) for prompt, one in zip(PROMPTS, OPTIONS, strict=True)]
+    engine.run()
+    assert sum(request.preempted for request in requests) > 0
+    assert [request.tokens for request in requests] == expected
+
+
+@pytest.mark.usefixtures("quick_programs", "_quick_engine")
+@pytest.mark.parametrize("family", tiny.quick("llama", "jamba"))
+def test_exact_tokens_do_not_depend_on_neighbours_pages_drafts_or_losing_them(family, tmp_path):
+    lm = load(family, tmp_path)
+    greedy: list[dict[str, Any]] = [{"temperature": 0.0, "max_tokens": 12}] * len(PROMPTS)
+    alone = []
+    for prompt, one in zip(PROMPTS, greedy, strict=True):
+        engine = Engine(lm, max_batch=3, context=64, page_size=4, exact=True)
+        alone.append(engine.submit(prompt, **one).wait().tokens)
+    how: dict[str, Any] = {"options": greedy, "page_size": 4, "exact": True}
+    assert served(lm, **how) == alone
+    assert served(lm, drafts=(PromptLookup(least=1), Wrong()), **how) == alone
+    assert served(lm, n_pages=48, **how) == alone
+
+
+class Wrong:
+    """Drafts the same token over and over."""
+
+    def draft(self, text, most):
+        return Tree([3] * most, list(range(-1, most - 1)))
+
+
+# From here on a language without a model: tokens are remembered in pages as they are, and the next token follows
+# from all that is found there, so that a page that two requests share, or that is given away, changes what is said.
+
+V, O = 40, 4
+
+
+def next_token(text: list[int], seed: int) -> int:
+    return (sum((i + 1) * token for i, token in enumerate(text)) * 7 + seed) % V
+
+
+class Memory:
+    """Stands for the model."""
+
+    embed = np.zeros((V, 1))
+
+    def init_state(self, spec):
+        return np.full((spec.n_pages, spec.page_size), -1)
+
+    def write(self, state, table, start, tokens):
+        """Put tokens into the rows from start on; all the text up to their end."""
+        for i, token in enumerate(tokens):
+            state[table[(start + i) // O], (start + i) % O] = token
+        return [int(state[table[i // O], i % O]) for i in range(start + len(tokens))]
+
+
+class Language:
+    """A language model's place in the engine."""
+
+    tokenizer = None
+    config: Any = SimpleNamespace(v=V, context=64)
+    model: Any = Memory()
+
+    def __init__(self, ends=()):
+        self.ends = set(ends)
+
+    def store_for(self, rows):
+        pass
+
+    def prompt_ids(self, prompt):
+        return list(prompt)
+
+
+def engine_of(language: Any, **how: Any) -> Engine:
+    return Engine(language, **how)
+
+
+def fake_read(model, state, history, sampler, tokens, start, n, slot, pages):
+    drawn = []
+    for i in range(len(tokens)):
+        text = model.write(state, pages[i], start[i], tokens[i, : n[i]]) if n[i] else []
+        drawn.append(next_token(text, sampler.seed[i]))
+    return state, history, np.array(drawn)
+
+
+def fake_verify(model, state, history, sampler, guess, start):
+    out, n_new = np.full(guess.tokens.shape, -1), np.zeros(len(guess.tokens), int)
+    for i in range(len(guess.tokens)):
+        if not guess.n[i]:
+            continue
+        given = guess.given[i]
+        text = model.write(state, guess.pages[i], start[i], guess.tokens[i, :given])
+        new = [next_token(text, sampler.seed[i])]
+        for drafted in guess.tokens[i, given : guess.n[i]]:
+            if drafted != new[-1]:
+                break
+            text = model.write(state, guess.pages[i], len(text), [drafted])
+            new.append(next_token(text, sampler.seed[i]))
+        out[i, : len(new)], n_new[i] = new, len(new)
+    return state, history, out, n_new
+
+
+@pytest.fixture
+def _no_model(monkeypatch):
+    monkeypatch.setattr(engine_module, "read", fake_read)
+    monkeypatch.setattr(engine_module, "verify", fake_verify)
+    monkeypatch.setattr(engine_module, "CHUNK", 8)
+
+
+class Sometimes:
+    """Right, wrong, or raising, by how long the text is."""
+
+    def __init__(self, seed, raises):
+        self.seed, self.raises = seed, raises
+
+    def draft(self, text, most):
+        if self.raises and len(text) % 11 == 0:
+            raise RuntimeError("no idea")
+        guess, longer = [], list(text)
+        for _ in range(min(most, len(text) % 5)):
+            longer.append(next_token(longer, self.seed) if len(text) % 3 else 0)
+            guess.append(longer[-1])
+        return Tree(guess, list(range(-1, len(guess) - 1)))
+
+
+def said(prompt, seed, n, ends) -> list[int]:
+    text = list(prompt)
+    for _ in range(n):
+        token = next_token(text, seed)
+        if token in ends:
+            break
+        text.append(token)
+    return text[len(prompt) :]
+
+
+def play(data: st.DataObject) -> None:
+    """One schedule: submit, cancel, end by a token, run out of pages or of time, raise, in any order."""
+    ends = data.draw(st.sampled_from([(), (5,)]))
+    n_pages, exact = data.draw(st.integers(6, 16)), data.draw(st.booleans())
+    engine = engine_of(Language(ends), max_batch=3, n_pages=n_pages, page_size=O, exact=exact)
+    requests, now = [], [0.0]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(time, "monotonic", lambda: now[0])
+        for _ in range(data.draw(st.integers(1, 24))):
+            action = data.draw(st.sampled_from(["submit", "submit", "step", "step", "step", "cancel", "wait"]))
+            if action == "submit":
+                prompt = data.draw(st.lists(st.integers(0, V - 1), min_size=1, max_size=20))
+                seed, n = data.draw(st.integers(0, 9)), data.draw(st.integers(1, 30))
+                raises = data.draw(st.integers(0, 5)) == 0
+                draft = Sometimes(seed, raises) if data.draw(st.booleans()) else None
+                timeout = data.draw(st.sampled_from([None, None, None, 3.0]))
+                if -(-(len(prompt) + n) // O) > n_pages:
+                    with pytest.raises(UserError, match="pages"):
+                        engine.submit(prompt, max_tokens=n, seed=seed, temperature=1.0)
+                    continue
+                request = engine.submit(
+                    prompt, max_tokens=n, seed=seed, temperature=1.0, draft=draft, timeout=timeout
+                )
+                requests.append((request, prompt, seed, n, raises))
+            elif action == "step":
+                engine.step()
+                now[0] += 0.5
+            elif requests and action == "cancel":
+                data.draw(st.sampled_from(requests))[0].cancel()
+            elif action == "wait":
+                now[0] += 1.0
+            lent = [page for request in engine.order for page in request.pages]
+            assert sorted([*lent, *engine.pool.free]) == list(range(n_pages)), "a page is lost or lent twice"
+        engine.run()
+    assert len(engine.pool.free) == n_pages
+    assert not engine.order
+    assert not engine.waiting
+    for request, prompt, seed, n, raises in requests:
+        whole = said(prompt, seed, n, ends)
+        assert request.done
+        assert request.tokens == whole[: len(request.tokens)]
+        if request.finish_reason in ("stop", "length"):
+            assert request.tokens == whole
+            assert (request.finish_reason == "length") == (len(whole) == n)
+        assert (request.finish_reason == "error") == (request.error is not None)
+        assert raises or request.error is None
+
+
+LOOSE = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.function_scoped_fixture]
+
+
+@pytest.mark.usefixtures("_no_model")
+@settings(max_examples=300, suppress_health_check=LOOSE)
+@given(data=st.data())
+def test_no_schedule_loses_a_page_a_request_or_a_token(data):
+    play(data)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_no_model")
+@settings(max_examples=10_000, suppress_health_check=LOOSE)
+@given(data=st.data())
+def test_no_schedule_of_ten_thousand_loses_anything(data):
+    play(data)
+
+
+@pytest.mark.usefixtures("_no_model")
+def test_who_comes_first_is_served_first_and_nobody_starves():
+    engine = engine_of(Language(), max_batch=2, n_pages=9, page_size=O)
+    requests = [engine.submit([i] * 9, max_tokens=12, temperature=0.0) for i in range(8)]
+    ended = []
+    while engine.step():
+        ended += [i for i, request in enumerate(requests) if request.done and i not in ended]
+    assert ended == sorted(ended)
+    assert len(ended) == 8
+
+
+@pytest.mark.usefixtures("_no_model")
+def test_a_long_prompt_holds_up_nobody():
+    engine = engine_of(Language(), max_batch=2, page_size=O)
+    short = engine.submit([1, 2], max_tokens=20, temperature=0.0)
+    engine.step()
+    engine.submit([3] * 60, max_tokens=2, temperature=0.0)
+    before = len(short.tokens)
+    for _ in range(6):
+        engine.step()
+    assert len(short.tokens) == before + 6
+
+
+@pytest.mark.usefixtures("_no_model")
+def test_text_comes_as_it_is_made_and_other_requests_go_on_meanwhile(tmp_path):
+    engine = engine_of(Language(), max_batch=2, page_size=O)
+    one, other = (engine.submit([i], max_tokens=5, temperature=0.0) for i in range(2))
+    assert one.wait() is one
+    assert len(one.tokens) == 5
+    assert len(other.tokens) >= 4
+    raising = engine.submit([1] * 10, max_tokens=5, temperature=0.0, draft=Sometimes(0, True))
+    with pytest.raises(RuntimeError, match="no idea"):
+        raising.wait()
+    other.cancel()
+    assert other.finish_reason in ("cancelled", "length")
+
+
+def test_samplers_together_have_values_that_change_nothing_where_others_have_a_stage():
+    one, two = new_sampler(temperature=0.0, seed=1), new_sampler(temperature=0.5, top_k=3, seed=2)
+    both: Any = together([one, None, two])
+    assert np.array_equal(both.temperature, [0, 0, 0.5])
+    assert np.array_equal(both.top_k, [2**31 - 1, 2**31 - 1, 3])
+    assert np.array_equal(both.seed, [1, 0, 2])
+    assert both.repeat_penalty is None
+    assert together([one, None]).temperature is None
+
+
+def test_a_row_of_temperature_0_is_greedy_beside_rows_that_are_drawn():
+    logits = jax.numpy.asarray(np.random.default_rng(0).normal(size=(3, 50)), "float32")
+    both = together([new_sampler(temperature=0.0, seed=1), new_sampler(temperature=0.5, seed=2), None])
+    tokens = both(logits, jax.numpy.arange(3, dtype="int32"), None)
+    alone = new_sampler(temperature=0.5, seed=2)(logits[1:2], jax.numpy.arange(1, 2, dtype="int32"), None)
+    assert tokens.tolist() == [int(logits[0].argmax()), int(alone[0]), int(logits[2].argmax())]
