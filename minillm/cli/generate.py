@@ -29,16 +29,16 @@ OTHERS = f"{BUNDLED} knows recipes and scripture; for a general model: minillm p
 @click.option("--max-tokens", default=256, show_default=True, help="Stop after this many tokens.")
 @click.option("--temperature", default=0.7, show_default=True, help="0 always takes the likeliest token.")
 @click.option("--top-k", default=0, help="Keep the k likeliest tokens; 0 is off.")
-@click.option("--top-p", default=1.0, help="Keep the likeliest tokens up to this probability; 1 is off.")
+@click.option("--top-p", default=1.0, help="Keep the likeliest up to this probability; 1 is off.")
 @click.option("--min-p", default=0.0, help="Keep tokens at least this likely, relative to the best; 0 is off.")
 @click.option("--repeat-penalty", default=1.0, help="Above 1 discourages tokens already there; 1 is off.")
 @click.option("--seed", type=int, help="Draw the same text again; --json shows the seed of a run.")
 @click.option("--stop", multiple=True, help="End before this text; may be given more than once.")
 @click.option("--chat", is_flag=True, help="Put PROMPT into the checkpoint's own chat template.")
-@click.option("--draft", help="Guess ahead, faster: prompt-lookup, ngram, skip:K (layers) or a small MODEL.")
-@click.option("--exact", is_flag=True, help="The same tokens to the bit with any --draft or none; slower.")
-@click.option("--input", "source", type=click.Path(path_type=Path), help="Many prompts: a file of JSON lines.")
-@click.option("--output", "target", type=click.Path(path_type=Path), help="Where their continuations go.")
+@click.option("--draft", help="Guess by prompt-lookup, ngram, skip:K or a model.")
+@click.option("--exact", is_flag=True, help="The same tokens to the bit with any --draft.")
+@click.option("--input", "source", type=click.Path(path_type=Path), help="Many prompts, as JSON lines.")
+@click.option("--output", "target", type=click.Path(path_type=Path), help="The file for them.")
 @click.option(
     "--batch", default=8, show_default=True, type=click.IntRange(1), help="How many --input lines at once."
 )
@@ -66,8 +66,7 @@ def command(
       minillm generate --model smollm2-135m --chat "Name three colours." --temperature 0
       minillm generate --input prompts.jsonl --output texts.jsonl
 
-    A line of --input is a "string", or {"prompt": "string"} with options of its own, as in {"prompt": "…",
-    "max_tokens": 20}. A run that was interrupted goes on when it is started again.
+    A line of --input is "a prompt" or {"prompt": "…", "max_tokens": 20}. A run that was stopped goes on.
     """
     gc.disable()  # a short-lived process: looking for cycles while reading a vocabulary takes 0.3 s
     if source is not None or target is not None:
