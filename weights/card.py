@@ -11,9 +11,11 @@ import jax
 import numpy as np
 
 import minillm
+from minillm.blocks.moe import MoE
 from minillm.lm import LM
 
 from .check import TEMPERATURE, acceptance, bits_per_byte, held_out, measure
+from .experts import expert_use, plot_experts
 from .train import COPIES, MODELS, PIECES, RECIPES, RUNS, TOKENS
 
 ABOUT = {
@@ -40,6 +42,22 @@ def rows_of_a_draft(name: str, lm: LM) -> str:
         accepted = f"{acceptance(alone, target, DRAFTS):.1%} accepted"
         rows.append(f"| the same trained without its teacher | {accepted}; bits per byte {bits} |")
     return "\n".join(rows) + "\n"
+
+
+def rows_of_experts(lm: LM, folder: Path) -> str:
+    """How evenly experts are used, and a picture of it, for a model that has some."""
+    if not any(isinstance(block, MoE) for block in lm.model.blocks):
+        return ""
+    use = expert_use(lm)
+    plot_experts(use, folder / "experts.png")
+    both = np.mean([*use.values()], axis=0)
+    differs = np.abs(use["recipes"] - use["scripture"]).sum(axis=1) / 2
+    return (
+        f"| least and most used expert of a layer, both texts alike | {both.min():.1%}, {both.max():.1%} "
+        f"of choices ({1 / both.shape[1]:.1%} if even) |\n"
+        f"| choices that fall elsewhere in scripture than in recipes, by layer "
+        f"([picture](experts.png)) | {', '.join(f'{share:.0%}' for share in differs)} |\n"
+    )
 
 
 def samples(lm: LM, unseen: str) -> str:
@@ -89,7 +107,7 @@ def main(name: str) -> None:
         well_formed=found["well_formed"],
         used=found["ingredients_used"],
         copied=found["longest_copied_words"],
-        taught=rows_of_a_draft(name, lm),
+        taught=rows_of_a_draft(name, lm) + rows_of_experts(lm, folder),
         steps=recipe.steps,
         tokens=TOKENS,
         recipe_copies=COPIES["recipes"],

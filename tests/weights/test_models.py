@@ -10,6 +10,7 @@ from safetensors import safe_open
 import minillm
 from minillm.folders import bundled_models
 from weights.check import acceptance, bits_per_byte, held_out, judge, recipe
+from weights.experts import expert_use
 
 MODELS = bundled_models()
 LARGEST = {"tiny-moe": 24e6}  # bytes; the others 12e6
@@ -63,6 +64,12 @@ def test_most_recipes_for_unseen_titles_are_well_formed(lm):
 def test_its_tokenizer_gives_back_the_held_out_texts(lm):
     for document in (*held_out("recipes")[:20], *held_out("scripture")[:5]):
         assert lm.tokenizer.decode(lm.tokenizer.encode(document.text, special=False)) == document.text
+
+
+def test_no_expert_is_dead_and_experts_differ_by_kind_of_text():
+    use = expert_use(minillm.load("tiny-moe"))
+    assert np.mean([*use.values()], axis=0).min() > 0.02
+    assert np.abs(use["recipes"] - use["scripture"]).max() > 0.05
 
 
 @pytest.mark.oracle
