@@ -1,6 +1,7 @@
 """What every test runs under: strict promotion, exact products, no surprises from hypothesis."""
 
 import os
+from pathlib import Path
 
 # Two workers compile side by side: each on one thread of its own. Read when jax starts, so set before.
 os.environ.setdefault("XLA_FLAGS", "--xla_cpu_parallel_codegen_split_count=1")
@@ -11,6 +12,18 @@ import pytest
 
 hypothesis.settings.register_profile("minillm", deadline=None, derandomize=True, database=None)
 hypothesis.settings.load_profile("minillm")
+
+
+MAPS = Path("/proc/self/maps")
+MOST_MAPS = 30_000  # of the 65,530 that Linux grants a process
+
+
+@pytest.fixture(autouse=True)
+def _few_programs():
+    """Every compiled program takes some memory mappings, and a process that has no more of them dies."""
+    yield
+    if MAPS.exists() and MAPS.read_bytes().count(b"\n") > MOST_MAPS:
+        jax.clear_caches()
 
 
 @pytest.fixture(autouse=True)
