@@ -105,6 +105,8 @@ class Engine:
         kind: str = "paged",
         exact: bool = False,
     ):
+        require(kind in ("paged", "contiguous"), "kind", kind, "paged or contiguous")
+        require(is_count(max_batch), "max_batch", max_batch, "1 or more")
         self.context = min(context, lm.config.context)
         each = -(-self.context // page_size)
         self.pool = PagePool(max_batch * each if n_pages is None else n_pages, page_size)

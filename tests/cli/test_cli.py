@@ -3,6 +3,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import click.testing
 import files
@@ -162,8 +163,12 @@ def test_text_for_a_terminal_cannot_steer_it():
 
 
 def spawn(*arguments: str) -> subprocess.Popen:
+    """A process that hears Ctrl-C even if the tests themselves were started deaf to it, in the background."""
     return subprocess.Popen(
-        [sys.executable, "-m", "minillm", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [sys.executable, "-m", "minillm", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
 
 

@@ -334,3 +334,23 @@ def test_a_row_of_temperature_0_is_greedy_beside_rows_that_are_drawn():
     tokens = both(logits, jax.numpy.arange(3, dtype="int32"), None)
     alone = new_sampler(temperature=0.5, seed=2)(logits[1:2], jax.numpy.arange(1, 2, dtype="int32"), None)
     assert tokens.tolist() == [int(logits[0].argmax()), int(alone[0]), int(logits[2].argmax())]
+
+
+@pytest.mark.usefixtures("_no_model")
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [({"kind": "ring"}, "kind is 'ring', expected paged or"), ({"max_batch": 0}, "max_batch is 0")],
+)
+def test_an_engine_that_cannot_be_is_refused_by_name(how, message):
+    with pytest.raises(UserError, match=message):
+        engine_of(Language(), **how)
+
+
+@pytest.mark.usefixtures("_no_model")
+def test_a_request_that_can_never_fit_is_refused_at_once():
+    engine = engine_of(Language(), max_batch=2, n_pages=3, page_size=O)
+    with pytest.raises(UserError, match="needs 4 pages for 13 tokens, but there are 3"):
+        engine.submit([1] * 10, max_tokens=3)
+    with pytest.raises(UserError, match="max_tokens is 0"):
+        engine.submit([1], max_tokens=0)
+    assert not engine.step()
