@@ -3,7 +3,6 @@ import signal
 import subprocess
 import sys
 import time
-from functools import partial
 
 import click.testing
 import files
@@ -164,11 +163,10 @@ def test_text_for_a_terminal_cannot_steer_it():
 
 def spawn(*arguments: str) -> subprocess.Popen:
     """A process that hears Ctrl-C even if the tests themselves were started deaf to it, in the background."""
+    hear = "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    script = f"{hear}; runpy.run_module('minillm', run_name='__main__')"
     return subprocess.Popen(
-        [sys.executable, "-m", "minillm", *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+        [sys.executable, "-c", script, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
 
 
