@@ -32,8 +32,8 @@ from .request import Request
 from .sampling import History, Sampler, is_count, new_sampler, require, together
 from .span import Span
 from .speculative import Tree
-from .speculative.decode import EXACT, drafted_by
-from .speculative.verify import Guess, verify
+from .speculative.decode import EXACT, drafted_by, new_guess
+from .speculative.verify import verify
 from .xla import on_device
 
 if TYPE_CHECKING:
@@ -271,9 +271,14 @@ class Engine:
         going = [request for request in trees if request.slot is not None]
         if not going:
             return
-        guess, start = self.batch(going, given, trees)
+        longest = max(len(tree.tokens) for tree in trees.values())
+        t = EXACT if self.exact else 1 + next(length for length in DRAFTS if length >= longest)
+        rows = [(given[request], trees[request]) if request in going else None for request in self.rows]
+        guess = new_guess(rows, t, trees=self.exact, pages=self.tables(self.rows))
         sampler = together([request and request.sampler for request in self.rows])
-        self.state, self.history, tokens, n = verify(self.lm.model, self.state, self.history, sampler, guess, start)
+        self.state, self.history, tokens, n = verify(
+            self.lm.model, self.state, self.history, sampler, guess, starts(self.rows)
+        )
         tokens, n = np.asarray(tokens), np.asarray(n)
         for request in going:
             before, read_all = request.known, request.known + len(given[request]) == len(request.text)
@@ -296,26 +301,6 @@ class Engine:
         except Exception as error:
             self.fail(request, error)
             return Tree()
-
-    def batch(
-        self, going: list[Request], given: dict[Request, list[int]], trees: dict[Request, Tree]
-    ) -> tuple[Guess, np.ndarray]:
-        """The guesses of all rows, and where they start; rows of other requests, or of none, have no tokens."""
-        longest = max(len(tree.tokens) for tree in trees.values())
-        t = EXACT if self.exact else 1 + next(length for length in DRAFTS if length >= longest)
-        b = len(self.rows)
-        tokens, parent = np.zeros((b, t), np.int32), np.full((b, t), -1, np.int32)
-        n_given, n = np.ones(b, np.int32), np.zeros(b, np.int32)
-        for request in going:
-            row, known, tree = request.slot, given[request], trees[request]
-            size = len(known) + len(tree.tokens)
-            tokens[row, :size] = [*known, *tree.tokens]
-            parent[row, :size] = [*range(-1, len(known) - 1), *(above + len(known) for above in tree.parent)]
-            n_given[row], n[row] = len(known), size
-        with_parents = self.exact or not all(tree.is_chain for tree in trees.values())
-        return Guess(tokens, n_given, n, parent if with_parents else None, self.tables(self.rows)), starts(
-            self.rows
-        )
 
     def tables(self, requests: Sequence[Request | None]) -> np.ndarray | None:
         """Their page tables i32 [b, p]; None without pages."""

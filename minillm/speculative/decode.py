@@ -6,7 +6,7 @@ equally likely may change places; here tokens are the same to the bit whatever i
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -42,7 +42,7 @@ def speculate(
                 state = enlarged(state, model.init_state(StateSpec(slots=1, max_len=capacity)))
             start, new = i32(len(text) - 1), []
             if tree.tokens:
-                guess = new_guess(text[-1:], tree, pace.width(length) + 1)
+                guess = new_guess([(text[-1:], tree)], pace.width(length) + 1)
                 state, history, tokens, n = verify(model, state, history, sampler, guess, start)
                 new = np.asarray(tokens)[0, : n.item()].tolist()
             else:
@@ -73,7 +73,7 @@ def generate_exactly(
             decodes = last and len(given) == 1 and room > 0
             tree = drafted_by(drafter, text, room, model) if drafter and decodes else Tree()
             drafted = time.perf_counter()
-            guess = new_guess(given, tree, EXACT, trees=True)
+            guess = new_guess([(given, tree)], EXACT, trees=True)
             state, history, tokens, n = verify(model, state, history, sampler, guess, i32(known))
             known += len(given)
             if not last:
@@ -100,11 +100,21 @@ def drafted_by(drafter: Drafter, text: list[int], most: int, model: Model) -> Tr
     return tree
 
 
-def new_guess(given: list[int], tree: Tree, width: int, trees: bool = False) -> Guess:
-    """Given tokens and a tree that follows them, in so many places; `trees` asks for parents in any case."""
-    tokens, parent = np.zeros((1, width), np.int32), np.full((1, width), -1, np.int32)
-    n = len(given) + len(tree.tokens)
-    tokens[0, :n] = [*given, *tree.tokens]
-    parent[0, :n] = [*range(-1, len(given) - 1), *(above + len(given) for above in tree.parent)]
-    with_parents = trees or not tree.is_chain
-    return Guess(on_device(tokens), i32(len(given)), i32(n), on_device(parent) if with_parents else None)
+def new_guess(
+    rows: Sequence[tuple[list[int], Tree] | None], width: int, trees: bool = False, pages: np.ndarray | None = None
+) -> Guess:
+    """Given tokens and a tree that follows them, for each row, in so many places; None is a row without tokens.
+
+    `trees` asks for parents in any case; pages as in `Span`.
+    """
+    tokens, parent = np.zeros((len(rows), width), np.int32), np.full((len(rows), width), -1, np.int32)
+    n_given, n = np.ones(len(rows), np.int32), np.zeros(len(rows), np.int32)
+    for i, row in enumerate(rows):
+        if row is None:
+            continue
+        given, tree = row
+        n_given[i], n[i] = len(given), len(given) + len(tree.tokens)
+        tokens[i, : n[i]] = [*given, *tree.tokens]
+        parent[i, : n[i]] = [*range(-1, len(given) - 1), *(above + len(given) for above in tree.parent)]
+    with_parents = trees or not all(row is None or row[1].is_chain for row in rows)
+    return Guess(tokens, n_given, n, parent if with_parents else None, pages)

@@ -92,8 +92,8 @@ def draw_after_each(
     if history is None:
         return jax.vmap(lambda row, pos: sampler(row, pos, None), 1, 1)(logits, at.pos + 1)
     along = along_paths(history, guess, at)
-    axes: Any = History(1, 1, None)  # type: ignore[arg-type]  (axes of its arrays)
-    return jax.vmap(sampler, (1, 1, axes), 1)(logits, at.pos + 1, along)
+    axes: Any = (1, 1, None)  # of seen, counts and prompt
+    return jax.vmap(sampler, (1, 1, History(*axes)), 1)(logits, at.pos + 1, along)
 
 
 def along_paths(history: History, guess: Guess, at: Span) -> History:
