@@ -42,14 +42,18 @@ class Job:
 
     A line is a string, or an object with a `prompt` and any of OPTIONS, which go before those given here
     (max_tokens must be). Line i without a seed of its own uses the one given, or drawn for the file, plus i.
+    serving are options of the `Engine`.
     """
 
-    def __init__(self, source: Path, target: Path, model: str, options: dict[str, Any]):
+    def __init__(self, source: Path, target: Path, model: str, options: dict[str, Any], serving: dict[str, Any]):
         self.source, self.target, self.part = source, target, target.with_name(target.name + ".part")
+        self.serving = serving
         raw = source.read_bytes()
         options = dict(options)
         self.seed = options.pop("seed", None)
-        self.job = sha256(raw + json.dumps([model, options, self.seed], sort_keys=True).encode()).hexdigest()
+        self.job = sha256(
+            raw + json.dumps([model, serving, options, self.seed], sort_keys=True).encode()
+        ).hexdigest()
         self.lines = [self.parsed(number, line, options) for number, line in enumerate(raw.splitlines(), 1)]
         if not self.lines:
             raise UserError(f"{source}: no prompts, expected one JSON value a line")
@@ -71,7 +75,7 @@ class Job:
         require(is_count(asked["max_tokens"]), f"{where}: max_tokens", asked["max_tokens"], "1 or more")
         return asked
 
-    def run(self, lm: "LM", encode: Encode, max_batch: int, exact: bool) -> Generator[dict[str, Any]]:
+    def run(self, lm: "LM", encode: Encode, max_batch: int) -> Generator[dict[str, Any]]:
         """Do what is not done yet, yielding each result; at the end the output is there, whole.
 
         encode makes token ids of a prompt.
@@ -80,7 +84,7 @@ class Job:
             wanted = [{"seed": (seed + i) % 2**32, **line} for i, line in enumerate(self.lines)]
             prompts = [self.naming(i, encode, one.pop("prompt")) for i, one in enumerate(wanted)]
             longest = max(len(ids) + one["max_tokens"] for ids, one in zip(prompts, wanted, strict=True))
-            engine = Engine(lm, max_batch=max_batch, context=longest, exact=exact)
+            engine = Engine(lm, max_batch=max_batch, context=longest, share="chunks", **self.serving)
             requests: dict[int, Request] = {}
             for i, one in enumerate(wanted):
                 requests[i] = self.naming(i, engine.submit, prompts[i], **one)

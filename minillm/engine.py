@@ -7,14 +7,16 @@ arXiv:2309.06180).
 
 One iteration is two programs. `read` takes in a chunk of the prompts of up to two requests, so that a long one
 holds up nobody; `verify` (speculative/verify.py) goes on with all the others by a token, or by several where
-they have a drafter. When pages run out, the youngest request gives its own back and later reads its text again.
-What a request says depends on its prompt and seed, not on who else is there: the draw at a position has its own
-random numbers.
+they have a drafter. A text that begins like one before it shares its pages (cache/prefix.py). When pages run out,
+the youngest request gives its own back and later reads its text again. What a request says depends on its prompt
+and seed, not on who else is there: the draw at a position has its own random numbers.
 """
 
+import math
 import time
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -24,6 +26,7 @@ import numpy as np
 
 from .cache import StateSpec
 from .cache.pool import PagePool
+from .cache.prefix import Node, PrefixTree, all_paged, restored, snapshot, with_copied_page
 from .config import Config
 from .errors import UserError
 from .model import Model
@@ -56,6 +59,7 @@ class Language(Protocol):
     @property
     def ends(self) -> set[int]: ...
     def store_for(self, rows: int) -> None: ...
+    def memory(self, cache: str | None, lossy: bool) -> StateSpec: ...
     def prompt_ids(self, prompt: str | Sequence[int]) -> list[int]: ...
 
 
@@ -90,6 +94,10 @@ class Engine:
     context   tokens that a request may have, the prompt's and the generated ones
     n_pages   of page_size tokens each, shared by all; None: as many as max_batch whole contexts need
     kind      "contiguous" gives each row of the batch a whole context instead
+    cache     as in `LM.stream`; all but int8 take the place of pages. What h2o forgets depends on who else is
+              there, so it needs `lossy`
+    share     whether texts that begin alike share pages. "chunks": only those that one chunk has filled, and so
+              with the same bits as if each text had been read alone
     exact     everything in one program of one shape: tokens are the same to the bit whoever else is there,
               whatever is drafted and however often a text is read again; slower
     """
@@ -103,20 +111,27 @@ class Engine:
         page_size: int = 16,
         context: int = 1024,
         kind: str = "paged",
+        cache: str | None = None,
+        lossy: bool = False,
+        share: str = "pages",
         exact: bool = False,
     ):
         require(kind in ("paged", "contiguous"), "kind", kind, "paged or contiguous")
+        require(share in ("pages", "chunks", "never"), "share", share, "pages, chunks or never")
         require(is_count(max_batch), "max_batch", max_batch, "1 or more")
         self.context = min(context, lm.config.context)
         each = -(-self.context // page_size)
         self.pool = PagePool(max_batch * each if n_pages is None else n_pages, page_size)
-        if kind == "contiguous":
-            self.spec = StateSpec(max_batch, self.context)
-        else:
-            self.spec = StateSpec(max_batch, self.context, "paged", page_size=page_size, n_pages=self.pool.n_pages)
+        self.spec = replace(lm.memory(cache, lossy), slots=max_batch, max_len=self.context)
+        if kind == "paged" and not self.spec.forgets:
+            self.spec = replace(self.spec, kind="paged", page_size=page_size, n_pages=self.pool.n_pages)
         lm.store_for(max_batch)
         self.lm, self.exact = lm, exact
         self.state: Any = lm.model.init_state(self.spec)
+        self.prefixes = PrefixTree(self.pool) if self.spec.kind == "paged" and share != "never" else None
+        self.snapshots = not all_paged(self.state)
+        self.by_chunk = share == "chunks" or self.snapshots
+        self.step_size = math.lcm(CHUNK, page_size) if self.by_chunk else page_size
         self.history: History | None = None
         self.waiting: deque[Request] = deque()
         self.rows: list[Request | None] = [None] * max_batch
@@ -181,6 +196,8 @@ class Engine:
 
     def release(self, request: Request) -> None:
         """Take a request's row and pages away, and with them all that was in memory."""
+        if self.prefixes and not self.by_chunk:
+            self.prefixes.insert(request.text[: request.known], request.pages)
         self.pool.take_back(request.pages)
         if request.slot is not None:
             self.rows[request.slot] = None
@@ -200,24 +217,82 @@ class Engine:
                 self.end(request, "timeout")
 
     def admit(self) -> None:
-        """Give free rows to those who wait, in their order, as long as there are pages for their texts."""
+        """Give free rows to those who wait, in their order, as long as there are pages for their texts.
+
+        Who could not read yet waits on: meanwhile another may have read what its text begins with.
+        """
         while self.waiting and None in self.rows:
-            request = self.waiting[0]
-            if not self.pool.extend(request.pages, len(request.text) + 1):
+            if not self.exact and sum(not request.decodes for request in self.order) == READERS:
+                return
+            request, slot = self.waiting[0], self.rows.index(None)
+            self.adopt(request, slot)
+            if not self.extend(request, len(request.text) + 1):
+                self.pool.take_back(request.pages)
+                request.known = 0
                 return
             self.waiting.popleft()
-            request.slot = self.rows.index(None)
-            self.rows[request.slot] = request
+            request.slot, self.rows[slot] = slot, request
             self.order.append(request)
             if request.sampler.penalises and self.history is None:
                 lengths = on_device(np.zeros(len(self.rows), np.int32))
                 self.history = History.empty(lengths, self.lm.config.v)
             if self.history is not None:
-                self.history = forgotten(self.history, np.int32(request.slot), np.int32(len(request.prompt)))
+                self.history = begun(self.history, np.int32(slot), *seen_so_far(request, self.lm.config.v))
+
+    def adopt(self, request: Request, slot: int) -> None:
+        """Give a request what is in memory of a text that begins like its own; one token is left to read."""
+        if self.prefixes is None:
+            return
+        size, text = self.pool.page_size, request.text[:-1]
+        path = self.prefixes.find(text)
+        path = path[: len(path) * size // self.step_size * self.step_size // size]
+        if self.snapshots:
+            while path and path[-1].snapshot is None:
+                path.pop()
+            if path:
+                self.state = restored(self.state, np.int32(slot), path[-1].snapshot)
+        request.pages, request.known = [node.page for node in path], len(path) * size
+        self.pool.share(request.pages)
+        if not self.by_chunk:
+            self.copy_beside(request, path, text)
+        request.shared = request.known
+
+    def copy_beside(self, request: Request, path: list[Node], text: Sequence[int]) -> None:
+        """Where its text leaves the tree within a page, it gets a copy of that page to go on in."""
+        assert self.prefixes is not None
+        node, length = self.prefixes.beside(path, text)
+        if node is None:
+            return
+        self.pool.share([node.page])  # so that making room does not take it away
+        if self.extend(request, request.known + 1):
+            self.state = with_copied_page(self.state, np.int32(node.page), np.int32(request.pages[-1]))
+            request.known += length
+        self.pool.take_back([node.page])
+
+    def remember(self, request: Request) -> None:
+        """Let others share what a request has read of its prompt, if it stands where they could go on."""
+        known = request.known
+        if (
+            self.prefixes is None
+            or not 0 < known <= len(request.prompt)
+            or (self.by_chunk and known % self.step_size)
+        ):
+            return
+        node = self.prefixes.insert(request.text[:known], request.pages)
+        if self.snapshots and node.snapshot is None:
+            assert request.slot is not None
+            self.prefixes.keep(node, snapshot(self.state, np.int32(request.slot)))
+
+    def extend(self, request: Request, rows: int) -> bool:
+        """Pages for so many rows of a request, if need be those of texts that have ended; False if too few."""
+        while not self.pool.extend(request.pages, rows):
+            if self.prefixes is None or not self.prefixes.evict():
+                return False
+        return True
 
     def make_room(self, request: Request, rows: int) -> None:
         """Pages for so many rows of a request, taken from the youngest, which may be itself, if there are none."""
-        while not self.pool.extend(request.pages, rows):
+        while not self.extend(request, rows):
             youngest = self.order[-1]
             youngest.preempted += 1
             self.release(youngest)
@@ -254,6 +329,7 @@ class Engine:
         )
         for request, token in zip(reading, np.asarray(drawn).tolist(), strict=False):
             request.known += len(chunks[request])
+            self.remember(request)
             if request.known == len(request.text):
                 self.give(request, [token])
 
@@ -265,7 +341,7 @@ class Engine:
             if request.slot is None:  # it lost its row to an older one
                 continue
             rows = request.known + len(given[request])
-            if not self.pool.extend(request.pages, rows + len(trees[request].tokens)):
+            if not self.extend(request, rows + len(trees[request].tokens)):
                 trees[request] = Tree()
                 self.make_room(request, rows)
         going = [request for request in trees if request.slot is not None]
@@ -284,6 +360,7 @@ class Engine:
             before, read_all = request.known, request.known + len(given[request]) == len(request.text)
             new = tokens[request.slot, : n[request.slot]].tolist() if read_all else []
             request.known = before + len(given[request]) + max(len(new) - 1, 0)
+            self.remember(request)
             if new:
                 self.give(request, new)
 
@@ -332,11 +409,16 @@ def starts(requests: Sequence[Request | None]) -> np.ndarray:
     return np.array([request.known if request else 0 for request in requests], np.int32)
 
 
+def seen_so_far(request: Request, v: int) -> tuple[np.ndarray, np.ndarray, np.int32]:
+    """What penalties look at of a text in memory: seen bool [v], counts i32 [v], and its prompt's length."""
+    known, prompt = request.text[: request.known], len(request.prompt)
+    counts = np.bincount(known[prompt:], minlength=v).astype(np.int32)
+    return np.bincount(known, minlength=v) > 0, counts, np.int32(prompt)
+
+
 @partial(jax.jit, donate_argnums=0)
-def forgotten(history: History, slot: jax.Array, prompt: jax.Array) -> History:
-    """The history with nothing seen in a slot, whose new text begins with `prompt` given tokens."""
+def begun(history: History, slot: jax.Array, seen: jax.Array, counts: jax.Array, prompt: jax.Array) -> History:
+    """The history with a new text in a slot, of which this was seen so far."""
     return History(
-        history.seen.at[slot].set(False),
-        history.counts.at[slot].set(0),
-        history.prompt.at[slot].set(prompt),
+        history.seen.at[slot].set(seen), history.counts.at[slot].set(counts), history.prompt.at[slot].set(prompt)
     )

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .cache import StateSpec
+from .cache.spec import PLAIN
 from .model import Model
 from .sampling import History, Sampler
 from .span import Span
@@ -48,25 +49,34 @@ def advance(
 
 @dataclass
 class Plan:
-    """Sizes of one generation in tokens: its `end`, its memory's first `capacity`, and the model's `context`."""
+    """Sizes of one generation in tokens: its `end`, its memory's first `capacity`, and the model's `context`.
+
+    memory says what kind that is; its length is not its own but the capacity.
+    """
 
     prompt: Sequence[int]
     end: int
     capacity: int
     context: int
+    memory: StateSpec
 
     @staticmethod
-    def of(prompt: Sequence[int], max_tokens: int, context: int) -> "Plan":
+    def of(prompt: Sequence[int], max_tokens: int, context: int, memory: StateSpec = PLAIN) -> "Plan":
         """A plan for up to max_tokens after prompt, in a model made for `context` tokens."""
         end = min(len(prompt) + max_tokens, context)
-        return Plan(prompt, end, min(bucket(min(end, len(prompt) + AHEAD), LEAST_MEMORY), context), context)
+        capacity = min(bucket(min(end, len(prompt) + AHEAD), LEAST_MEMORY), context)
+        return Plan(prompt, end, capacity, context, memory)
 
     def begin(self, model: Model, sampler: Sampler) -> tuple[tuple, History | None]:
         """Empty memory and history."""
-        state = model.init_state(StateSpec(slots=1, max_len=self.capacity))
+        state = self.room(model, self.capacity)
         if not sampler.penalises:
             return state, None
         return state, History.empty(i32(len(self.prompt)), model.embed.shape[0])
+
+    def room(self, model: Model, length: int) -> tuple:
+        """Empty memory for so many tokens."""
+        return model.init_state(self.memory.with_length(length))
 
 
 def compile_prefill(shapes: Model, plan: Plan, sampler: Sampler) -> None:
@@ -89,7 +99,7 @@ def generate_tokens(model: Model, plan: Plan, sampler: Sampler) -> Iterator[int]
     for length in range(len(plan.prompt), plan.end - 1):
         if length == capacity:
             capacity = min(2 * capacity, plan.context)
-            state = enlarged(state, model.init_state(StateSpec(slots=1, max_len=capacity)))
+            state = enlarged(state, plan.room(model, capacity))
         state, history, token = advance(model, state, history, sampler, token, i32(length), i32(1))
         yield token.item()
 

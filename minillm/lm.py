@@ -1,59 +1,41 @@
 """LM: a model and its tokenizer; what `minillm.load` returns."""
 
 import operator
-import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from .archs import Arch, find_hf
+from .cache import StateSpec
+from .cache.spec import PLAIN, spec_named
 from .chat import Message
 from .checkpoint.loader import open_checkpoint, stacked
 from .checkpoint.pull import MODELS, pulled
 from .config import Config, Fields, shown
 from .errors import UserError
 from .folders import bundled_models
-from .generate import Plan, bucket, compile_prefill, compile_step, generate_tokens
+from .generate import Plan, bucket
 from .model import Model
 from .output import Output
 from .quant import stored_for
-from .sampling import Sampler, is_count, new_sampler, require
+from .sampling import is_count, new_sampler, require
 from .span import Span
+from .stream import Completion, Stream
 from .tokenizer import Tokenizer
-from .xla import Programs, keep_programs
+from .xla import in_background, keep_programs
 
 if TYPE_CHECKING:
     from .speculative import Drafter
 
 SEVERAL = 8  # tokens that a pass over a draft takes in, about
-
-T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Completion:
-    """What was generated: the continuation only.
-
-    finish_reason is `stop` (the model or a stop string ended it), `length` (max_tokens or the context did) or
-    `interrupted` (the reader stopped reading). timings: ttft_s, prefill_tok_s, decode_tok_s, compile_s; rates
-    leave compile time out, and are None where nothing was measured. A program's first run still sets things up,
-    so prefill is slower in a fresh process; compile_s includes loading programs from disk. speculation is
-    `Record.summary` of a generation with a drafter, empty without.
-    """
-
-    text: str
-    tokens: list[int]
-    prompt_tokens: int
-    finish_reason: str
-    timings: dict[str, float | None]
-    seed: int
-    speculation: dict[str, Any]
+ENDLESS = 1 << 30  # tokens of a text whose memory does not grow
+NO_KEYS = "none: this model has no keys and values that could be kept so"
+LOSSY = "another kind: what h2o forgets changes with drafts and batches; --lossy (lossy=True) allows it"
 
 
 class LM:
@@ -125,13 +107,20 @@ class LM:
         seed: int | None = None,
         draft: "str | Drafter | None" = None,
         exact: bool = False,
-    ) -> "Stream":
+        cache: str | None = None,
+        lossy: bool = False,
+    ) -> Stream:
         """Pieces of text as they come, then `.completion()`; UserError names an option that does not fit.
 
         draft guesses tokens ahead, which changes the speed and not the text: `prompt-lookup`, `ngram`, `skip:K`
         (the model without K layers), a model by name or path, or any `Drafter`. In floating point a near-tie may
         still fall the other way; exact makes tokens the same to the bit, whatever drafts, and slower.
+
+        cache is how keys and values are remembered: `int8`, in a quarter of the memory; `sinks:TOKENS`, the first
+        four tokens and the newest ones, for texts longer than the context; `h2o:TOKENS`, those that matter most.
+        A draft changes what h2o forgets, so the two go together only if lossy is set.
         """
+        memory = self.memory(cache, lossy or (draft is None and not exact))
         sampler = new_sampler(
             temperature=temperature,
             top_k=top_k,
@@ -142,16 +131,31 @@ class LM:
             frequency_penalty=frequency_penalty,
             seed=seed,
         )
-        ids = self.prompt_ids(prompt)
+        context = ENDLESS if memory.kind == "sinks" and not self.config.learned_positions else self.config.context
+        ids = self.prompt_ids(prompt, context)
         require(is_count(max_tokens), "max_tokens", max_tokens, "1 or more")
+        plan = Plan.of(ids, int(max_tokens), context, memory)
         output = Output(self.tokenizer, self.ends, stop)
         if draft is not None or exact:
             self.store_for(SEVERAL)
         drafter = new_drafter(self, draft) if isinstance(draft, str) else draft
-        return Stream(self, ids, sampler, int(max_tokens), output, drafter, exact)
+        return Stream(self, plan, sampler, output, drafter, exact)
 
-    def prompt_ids(self, prompt: str | Sequence[int]) -> list[int]:
-        """Token ids of a prompt that this model can continue."""
+    def memory(self, cache: str | None, lossy: bool) -> StateSpec:
+        """The kind of memory that a user asks for by name, for one sequence of one token.
+
+        UserError if it would change nothing, or if what is said would depend on how, unless that may be `lossy`.
+        """
+        if cache is None:
+            return PLAIN
+        spec, long = spec_named(cache), self.config.context
+        require(lossy or spec.kind != "h2o", "cache", cache, LOSSY)
+        require(states_differ(self.shapes, spec, PLAIN, long), "cache", cache, NO_KEYS)
+        return spec
+
+    def prompt_ids(self, prompt: str | Sequence[int], context: int | None = None) -> list[int]:
+        """Token ids of a prompt that this model can continue; context is its own unless given."""
+        context = context or self.config.context
         if isinstance(prompt, str):
             if self.tokenizer is None:
                 raise UserError("this checkpoint has no tokenizer, so the prompt must be token ids")
@@ -163,10 +167,8 @@ class LM:
                 raise UserError("the prompt holds something that is no token id, expected whole numbers") from None
         if not ids:
             raise UserError("the prompt is empty, expected at least one token")
-        if len(ids) >= self.config.context:
-            raise UserError(
-                f"the prompt has {len(ids)} tokens, but the model's context is {self.config.context}; shorten it"
-            )
+        if len(ids) >= context:
+            raise UserError(f"the prompt has {len(ids)} tokens, but the model's context is {context}; shorten it")
         self._check_ids(np.array(ids))
         return ids
 
@@ -182,99 +184,13 @@ class LM:
             raise UserError(f"token id {bad.flat[0]} is outside the vocabulary, expected 0 to {self.config.v - 1}")
 
 
-class Stream:
-    """A running generation: iterate over it for text, then ask for its `completion()`.
+def states_differ(shapes: Model, one: StateSpec, other: StateSpec, length: int) -> bool:
+    """Whether memory of one kind looks different from memory of the other, for sequences of so many tokens."""
 
-    Stopping early is fine; the completion then says `interrupted`.
-    """
+    def state(spec: StateSpec) -> Any:
+        return jax.eval_shape(lambda: shapes.init_state(spec.with_length(length)))
 
-    def __init__(
-        self,
-        lm: LM,
-        prompt: list[int],
-        sampler: Sampler,
-        max_tokens: int,
-        output: Output,
-        drafter: "Drafter | None" = None,
-        exact: bool = False,
-    ):
-        self.lm, self.prompt, self.sampler = lm, prompt, sampler
-        self.max_tokens, self.drafter, self.exact, self.record = max_tokens, drafter, exact, None
-        self.output = output
-        self.timings: dict[str, float | None] = {}
-        self.pieces = self._run()
-        self.ready: str | None = None
-
-    def wait(self) -> None:
-        """Return once the first piece is there: the prompt is read."""
-        if self.ready is None and not self.output.tokens:
-            self.ready = next(self.pieces, "")
-
-    def close(self) -> None:
-        """End the generation here."""
-        self.pieces.close()
-
-    def __iter__(self) -> Iterator[str]:
-        if self.ready is not None:
-            first, self.ready = self.ready, None
-            yield first
-        yield from self.pieces
-
-    def completion(self) -> Completion:
-        """The record of what has been generated so far."""
-        out, speculation = self.output, self.record.summary() if self.record else {}
-        reason, seed = out.finish_reason or "interrupted", int(self.sampler.seed[0])
-        return Completion(out.text, out.tokens, len(self.prompt), reason, self.timings, seed, speculation)
-
-    def _run(self) -> Generator[str]:
-        for token in self._timed_tokens():
-            yield self.output.push(token)
-            if self.output.finish_reason is not None:
-                return
-        yield self.output.end("length")
-
-    def _tokens(self, model: Model, plan: Plan) -> Iterator[int]:
-        """The tokens, by the loop that the options ask for."""
-        if self.drafter is None and not self.exact:
-            return generate_tokens(model, plan, self.sampler)
-        from .speculative.decode import generate_exactly, speculate
-        from .speculative.pace import Pace
-        from .speculative.record import Record
-
-        self.record = Record()
-        if self.exact:
-            return generate_exactly(model, plan, self.sampler, self.drafter, self.record)
-        assert self.drafter is not None
-        return speculate(model, plan, self.sampler, self.drafter, Pace(), self.record)
-
-    def _timed_tokens(self) -> Iterator[int]:
-        """The tokens; timings are brought up to date before each is handed on, the reader's own time left out."""
-        lm, plan = self.lm, Plan.of(self.prompt, self.max_tokens, self.lm.config.context)
-        started, n, decoding, prefill, waited, step_compiled = time.perf_counter(), 0, 0.0, 0.0, 0.0, None
-        with Programs() as programs:
-            if not lm.weights.done() and not self.exact:
-                compile_prefill(lm.shapes, plan, self.sampler)
-                step_compiled = in_background(compile_step, lm.shapes, plan, self.sampler)
-            tokens = self._tokens(lm.model, plan)
-            while True:
-                before, compiled = time.perf_counter(), programs.seconds
-                if n == 1 and step_compiled:
-                    step_compiled.result()
-                    waited = time.perf_counter() - before
-                    before += waited
-                token = next(tokens, None)
-                if token is None:
-                    return
-                now, n = time.perf_counter(), n + 1
-                took = now - before - (programs.seconds - compiled)
-                if n == 1:
-                    self.timings["ttft_s"], prefill = now - started, took
-                else:
-                    decoding += took
-                self.timings["prefill_tok_s"] = len(self.prompt) / prefill
-                self.timings["decode_tok_s"] = (n - 1) / decoding if n > 1 else None
-                self.timings["compile_s"] = programs.seconds + waited
-                yield token
+    return state(one) != state(other)
 
 
 @jax.jit
@@ -356,14 +272,6 @@ def rearranged(rows: int, loaded: list[Future[Model]]) -> Model:
     del model
     blocks, head = stored_for(rows, parts)
     return rest.replace(blocks=blocks, head=head)
-
-
-def in_background(function: Callable[..., T], *arguments: Any) -> Future[T]:
-    """Call function in a thread of its own."""
-    thread = ThreadPoolExecutor(1)
-    future = thread.submit(function, *arguments)
-    thread.shutdown(wait=False)
-    return future
 
 
 def find_model(model: str | Path) -> Path:

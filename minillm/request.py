@@ -24,6 +24,7 @@ class Request:
     text      its tokens, the prompt's and the generated ones; the first `known` of them are in memory
     slot      its row of the batch, None while it waits; pages: those that hold its rows
     end       tokens that it may have at most
+    preempted how often it lost its place; shared: how many tokens it did not have to read when it last got one
     deadline  by `time.monotonic`, None: it may take as long as it takes
     error     what was raised while its text was decoded or drafted, if that is how it ended
     """
@@ -45,7 +46,7 @@ class Request:
         self.pages: list[int] = []
         self.pieces: list[str] = []
         self.error: Exception | None = None
-        self.preempted = 0
+        self.preempted = self.shared = 0
 
     @property
     def done(self) -> bool:

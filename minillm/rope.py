@@ -53,11 +53,15 @@ class Rope:
 
     def turn(self, x: jax.Array, pos: jax.Array) -> jax.Array:
         """Turn x [b t h k] by its positions pos [b t]."""
-        y = apply_rope(x, pos, jnp.asarray(self.freqs, jnp.float32))
+        y = self.shift(x, pos)
         if self.scale == 1.0:
             return y
         turned = 2 * len(self.freqs)
         return jnp.concatenate([y[..., :turned] * jnp.asarray(self.scale, y.dtype), y[..., turned:]], axis=-1)
+
+    def shift(self, x: jax.Array, by: jax.Array) -> jax.Array:
+        """Turn x [b t h k], which was turned already, by so many more positions, [b t]; fewer if negative."""
+        return apply_rope(x, by, jnp.asarray(self.freqs, jnp.float32))
 
 
 MOST_CHANNELS = 1 << 16  # of a head; the number comes from a file nobody vouches for

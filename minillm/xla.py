@@ -6,13 +6,17 @@ something compiled is a thing to watch: a decoder that compiles for every length
 
 import time
 import warnings
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from threading import get_ident
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 
 from .folders import program_folder
 
+T = TypeVar("T")
 COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
 
 
@@ -48,6 +52,14 @@ class Programs:
         if event == COMPILE_EVENT and get_ident() == self.thread:
             self.count += 1
             self.seconds += duration_secs
+
+
+def in_background(function: Callable[..., T], *arguments: Any) -> Future[T]:
+    """Call function in a thread of its own."""
+    thread = ThreadPoolExecutor(1)
+    future = thread.submit(function, *arguments)
+    thread.shutdown(wait=False)
+    return future
 
 
 def on_device(array: np.ndarray) -> jax.Array:

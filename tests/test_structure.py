@@ -30,7 +30,7 @@ LAYERS = """
     speculative evaluate train compile stops
     output
     request
-    engine
+    engine stream
     compress
     lm
     batch

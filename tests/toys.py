@@ -7,7 +7,7 @@ from flax import struct
 
 from minillm.cache import StateSpec, Transient, new_cache
 from minillm.cache.contiguous import slots
-from minillm.ops import apply_rope, rope_frequencies
+from minillm.rope import Rope, default
 from minillm.span import Span
 
 # Rounding of float32 sums of different shapes, relative to the largest logit. A logit passes some 4 sums a
@@ -23,15 +23,18 @@ class ToyAttention:
     window: int | None = struct.field(pytree_node=False, default=None)
 
     def init_state(self, spec: StateSpec):
-        return new_cache(spec, g=1, k=self.qkv.shape[1] // 4, window=self.window)
+        return new_cache(spec, g=1, k=self.qkv.shape[1] // 4, window=self.window, rope=self.rope)
+
+    @property
+    def rope(self) -> Rope:
+        return default(self.qkv.shape[1] // 4, 100.0)
 
     def __call__(self, x, state, at: Span):
         b, t, _ = x.shape
         q, k, v = jnp.split((x @ self.qkv).reshape(b, t, 4, -1), (2, 3), axis=2)
-        freqs = jnp.asarray(rope_frequencies(k.shape[-1], 100.0))
-        q, k = apply_rope(q, at.pos, freqs), apply_rope(k, at.pos, freqs)
+        q, k = self.rope.turn(q, at.pos), self.rope.turn(k, at.pos)
         memory = Transient(k, v) if state is None else state.append(k, v, at)
-        y, _ = memory.attend(q, at, window=self.window)
+        y, memory = memory.attend(q, at, window=self.window)
         return x + jnp.tile(y.reshape(b, t, -1), 2), None if state is None else memory
 
     def commit(self, pending, at: Span, keep, n_keep):

@@ -86,7 +86,7 @@ class Attention:
     spec: AttentionSpec = struct.field(pytree_node=False)
 
     def init_state(self, spec: StateSpec):
-        return new_cache(spec, self.spec.g, self.spec.k, self.spec.window)
+        return new_cache(spec, self.spec.g, self.spec.k, self.spec.window, rope=self.spec.rope)
 
     @jax.jit  # traced once for all layers of a model, then inlined by XLA
     def __call__(self, x: jax.Array, state, at: Span):
@@ -99,7 +99,7 @@ class Attention:
         if s.rope:
             q, k = s.rope.turn(q, at.pos), s.rope.turn(k, at.pos)
         memory = Transient(k, v) if state is None else state.append(k, v, at)
-        y, _ = memory.attend(q, at, window=s.window, softcap=s.softcap, scale=s.scale, sinks=self.sinks)
+        y, memory = memory.attend(q, at, window=s.window, softcap=s.softcap, scale=s.scale, sinks=self.sinks)
         if s.gated:
             y = y * jax.nn.sigmoid(gate)
         y = y.reshape(b, t, -1) @ self.out

@@ -101,7 +101,7 @@ class LatentAttention:
         latent, k_rope = self.kv_a_norm(latent), s.rope.turn(k_rope[:, :, None], at.pos)[:, :, 0]
         memory = Latent.of_span(latent, k_rope) if state is None else state.append(latent, k_rope, at)
         w_uk, w_uv = (w.reshape(s.h, -1, s.l) for w in jnp.split(self.kv_b.T.dense(), (s.h * s.k,)))
-        y, _ = memory.attend(q_nope, s.rope.turn(q_rope, at.pos), w_uk, w_uv, at, scale=s.scale)
+        y, memory = memory.attend(q_nope, s.rope.turn(q_rope, at.pos), w_uk, w_uv, at, scale=s.scale)
         return x + y.reshape(b, t, -1) @ self.out, None if state is None else memory
 
     def commit(self, pending, at: Span, keep: jax.Array, n_keep: jax.Array):

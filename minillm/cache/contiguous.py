@@ -40,9 +40,13 @@ class Contiguous:
         )
         return self._write(rows, k, v, at)
 
-    def attend(self, q: jax.Array, at: Span, **options) -> tuple[jax.Array, jax.Array]:
-        """q [b t h k] -> y [b t h j], lse [b t h]; causal, window, softcap, scale, alibi as in the ops."""
-        return attend_rows(q, self, at, **options)
+    def attend(self, q: jax.Array, at: Span, **options) -> tuple[jax.Array, "Contiguous"]:
+        """q [b t h k] -> y [b t h j] and the memory; window, softcap, scale, sinks as in the ops."""
+        return attend_rows(q, self.parts(), at, **options), self
+
+    def parts(self) -> tuple["Contiguous"]:
+        """Where its rows are to be found."""
+        return (self,)
 
     def n_rows(self, at: Span) -> int:
         """Rows of each sequence."""

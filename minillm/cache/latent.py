@@ -10,6 +10,7 @@ from typing import Any
 import jax
 from flax import struct
 
+from ..errors import UserError
 from ..ops import expanded_mla_attention
 from ..ops.attention.mla import attend_latents, project
 from ..span import Span
@@ -28,6 +29,11 @@ class Latent:
     @staticmethod
     def empty(spec: StateSpec, l: int, a: int) -> "Latent":
         """A memory of latents [l] and rotated keys [a] in which nothing is written yet."""
+        if spec.forgets:
+            raise UserError(
+                f"cache {spec.kind} forgets keys of single heads, but this model's heads share one latent a token; "
+                "use int8 or leave it out"
+            )
         return Latent(new_cache(spec, g=1, k=a, j=l))
 
     @staticmethod
@@ -41,8 +47,8 @@ class Latent:
 
     def attend(
         self, q_nope: jax.Array, q_rope: jax.Array, w_uk: jax.Array, w_uv: jax.Array, at: Span, *, scale: float
-    ) -> tuple[jax.Array, jax.Array]:
-        """Queries q_nope [b t h k], q_rope [b t h a] -> y [b t h j], lse [b t h]; maps as in the ops."""
+    ) -> tuple[jax.Array, "Latent"]:
+        """Queries q_nope [b t h k], q_rope [b t h a] -> y [b t h j] and the memory; maps as in the ops."""
         (_, t, h, k), a, (_, j, l) = q_nope.shape, q_rope.shape[3], w_uv.shape
         expand = expanding_pays(t, k, a, j, l)
         q = q_nope if expand else project("bthk,hkl->bthl", q_nope, w_uk)
@@ -58,9 +64,9 @@ class Latent:
             return attend_latents(q, q_rope, latent, k_rope, **places, scale=scale)
 
         row_size = len(q) * (h * (k + a) if expand else l + a)
-        y, lse = by_blocks(attend_block, self.memory, at, row_size, h)
+        y, _ = by_blocks(attend_block, self.memory, at, row_size, h)
         y = y.astype(q.dtype)
-        return y if expand else project("bthl,hjl->bthj", y, w_uv), lse
+        return y if expand else project("bthl,hjl->bthj", y, w_uv), self
 
     def commit(self, at: Span, keep: jax.Array, n_keep: jax.Array) -> "Latent":
         """Keep n_keep [b] tokens, those at indices keep [b m] of the span."""

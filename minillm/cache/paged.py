@@ -35,9 +35,13 @@ class Paged:
         page, row = self._places(at.start[:, None] + jnp.arange(k.shape[1], dtype=jnp.int32), at.valid, at)
         return self._write(page, row, k, v)
 
-    def attend(self, q: jax.Array, at: Span, **options) -> tuple[jax.Array, jax.Array]:
-        """q [b t h k] -> y [b t h j], lse [b t h]; causal, window, softcap, scale, alibi as in the ops."""
-        return attend_rows(q, self, at, **options)
+    def attend(self, q: jax.Array, at: Span, **options) -> tuple[jax.Array, "Paged"]:
+        """q [b t h k] -> y [b t h j] and the memory; window, softcap, scale, sinks as in the ops."""
+        return attend_rows(q, self.parts(), at, **options), self
+
+    def parts(self) -> tuple["Paged"]:
+        """Where its rows are to be found."""
+        return (self,)
 
     def n_rows(self, at: Span) -> int:
         """Rows of each sequence."""

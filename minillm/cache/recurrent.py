@@ -31,9 +31,9 @@ class Recurrent:
 
     @staticmethod
     def empty(spec: StateSpec, shapes: dict[str, tuple[int, ...]]) -> "Recurrent":
-        """Nothing read yet. States are sums over the whole text, so they are kept in float32 or wider."""
-        dtype = np.promote_types(spec.dtype, np.float32)
-        return Recurrent({name: on_device(np.zeros((spec.slots, *s), dtype)) for name, s in shapes.items()})
+        """Nothing read yet."""
+        zeros = {name: np.zeros((spec.slots, *s), spec.state_dtype) for name, s in shapes.items()}
+        return Recurrent({name: on_device(array) for name, array in zeros.items()})
 
     @staticmethod
     def unread(x: jax.Array, shapes: dict[str, tuple[int, ...]]) -> "Recurrent":

@@ -11,8 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from ..ops import merge_attention
-from ..ops.attention.scores import add_sinks
 from ..span import Span
 from ..xla import on_device
 from .contiguous import rows_of, slots
@@ -40,14 +38,14 @@ class Ring:
         """Propose k [b t g k] and v [b t g j], rounded as they will be remembered."""
         return Ring(self.keys, self.values, (k.astype(self.keys.dtype), v.astype(self.values.dtype)))
 
-    def attend(self, q: jax.Array, at: Span, sinks=None, **options) -> tuple[jax.Array, jax.Array]:
-        """q [b t h k] -> y [b t h j], lse [b t h]; causal, window, softcap, scale, alibi as in the ops."""
+    def attend(self, q: jax.Array, at: Span, **options) -> tuple[jax.Array, "Ring"]:
+        """q [b t h k] -> y [b t h j] and the memory; window, softcap, scale, sinks as in the ops."""
+        return attend_rows(q, self.parts(), at, **options), self
+
+    def parts(self) -> tuple["Ring", Transient]:
+        """Where its rows are to be found: the ring, and the span."""
         assert self.span is not None, "append comes before attend"
-        k, v = self.span
-        parts = [attend_rows(q, memory, at, **options) for memory in (self, Transient(k, v))]
-        ys, lses = (jnp.stack(part) for part in zip(*parts, strict=True))
-        y, lse = add_sinks(*merge_attention(ys.astype(lses.dtype), lses), sinks)
-        return y.astype(q.dtype), lse
+        return self, Transient(*self.span)
 
     def n_rows(self, at: Span) -> int:
         """Rows of each sequence."""

@@ -5,7 +5,7 @@ score for each query and row. A block's worth of both stays in a cache, and bloc
 are never read. The blocks' results are merged by their log-sum-exp.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -47,11 +47,25 @@ class Memory(Protocol):
         ...
 
 
-def attend_rows(q: jax.Array, memory: Memory, at: Span, sinks=None, **options) -> tuple[jax.Array, jax.Array]:
-    """Attention of q [b t h k] over a memory -> y [b t h j], lse [b t h].
+def attend_rows(q: jax.Array, parts: Sequence[Memory], at: Span, sinks=None, **options) -> jax.Array:
+    """Attention of q [b t h k] over a memory's parts together -> y [b t h j].
 
     The options are window, softcap, scale and others of `ops.naive_attention` that do not come by the row.
     """
+    y, lse = merged([attend_part(q, part, at, **options) for part in parts])
+    return add_sinks(y, lse, sinks)[0].astype(q.dtype)
+
+
+def merged(results: Sequence[tuple[jax.Array, jax.Array]]) -> tuple[jax.Array, jax.Array]:
+    """The y and lse of several attentions of the same queries as one."""
+    if len(results) == 1:
+        return results[0]
+    ys, lses = (jnp.stack(one) for one in zip(*results, strict=True))
+    return merge_attention(ys.astype(lses.dtype), lses)
+
+
+def attend_part(q: jax.Array, memory: Memory, at: Span, **options) -> tuple[jax.Array, jax.Array]:
+    """Attention of q [b t h k] over one memory -> y [b t h j], lse [b t h]."""
 
     def attend_block(rows: Rows) -> tuple[jax.Array, jax.Array]:
         k, v = rows.k.astype(q.dtype), rows.v.astype(q.dtype)
@@ -59,8 +73,7 @@ def attend_rows(q: jax.Array, memory: Memory, at: Span, sinks=None, **options) -
         return naive_attention(q, k, v, **places, return_lse=True, **options)
 
     row_size = jax.eval_shape(lambda: memory.rows(at, 0, 1).k).size
-    y, lse = add_sinks(*by_blocks(attend_block, memory, at, row_size, q.shape[2]), sinks)
-    return y.astype(q.dtype), lse
+    return by_blocks(attend_block, memory, at, row_size, q.shape[2])
 
 
 def n_written(at: Span, length: int) -> jax.Array:

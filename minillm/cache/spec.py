@@ -1,13 +1,17 @@
 """How much memory a model is given."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import jax.numpy as jnp
+import numpy as np
 
 from ..config import check_words
+from ..errors import UserError
 
-Kind = Literal["contiguous", "paged"]
+Kind = Literal["contiguous", "paged", "sinks", "h2o"]
+N_SINKS = 4  # first tokens that a `sinks` memory keeps; more were not found to help (arXiv:2309.17453, table 2)
+LEAST = N_SINKS + 16  # tokens of a memory that forgets: no draft may reach back behind it
 
 
 @dataclass(frozen=True)
@@ -17,9 +21,10 @@ class StateSpec:
     slots      how many sequences are remembered at once
     max_len    tokens a sequence, drafts included: start + n of no span may be more
     kind       how attention stores them
-    dtype      of keys and values; recurrent states are float32 or wider
+    dtype      of keys and values, floating-point or int8; recurrent states are float32 or wider
     page_size  rows a page (paged only)
     n_pages    pages a layer, shared by all sequences (paged only)
+    budget     tokens that are kept of a sequence (sinks and h2o only)
     """
 
     slots: int
@@ -28,12 +33,47 @@ class StateSpec:
     dtype: str = "float32"
     page_size: int = 0
     n_pages: int = 0
+    budget: int = 0
 
     def __post_init__(self):
         check_words(self)
-        if not jnp.issubdtype(self.dtype, jnp.floating):
-            raise ValueError(f"StateSpec: dtype is {self.dtype}, expected a floating-point one")
-        sizes = ("slots", "max_len") + (("page_size", "n_pages") if self.kind == "paged" else ())
-        for name in sizes:
-            if getattr(self, name) < 1:
-                raise ValueError(f"StateSpec: {name} is {getattr(self, name)}, expected 1 or more")
+        if self.dtype != "int8" and not jnp.issubdtype(self.dtype, jnp.floating):
+            raise ValueError(f"StateSpec: dtype is {self.dtype}, expected int8 or a floating-point one")
+        least = {"slots": 1, "max_len": 1}
+        least |= {"page_size": 1, "n_pages": 1} if self.kind == "paged" else {}
+        least |= {"budget": LEAST} if self.forgets else {}
+        for name, size in least.items():
+            if getattr(self, name) < size:
+                raise ValueError(f"StateSpec: {name} is {getattr(self, name)}, expected {size} or more")
+        if self.forgets and self.dtype == "int8":
+            raise ValueError(f"StateSpec: dtype is int8, which a {self.kind} memory cannot hold")
+
+    @property
+    def forgets(self) -> bool:
+        """Whether it keeps some tokens only."""
+        return self.kind in ("sinks", "h2o")
+
+    @property
+    def state_dtype(self) -> np.dtype:
+        """The dtype of recurrent states, which are sums over the whole text."""
+        return np.promote_types(np.float32 if self.dtype == "int8" else self.dtype, np.float32)
+
+    def with_length(self, max_len: int) -> "StateSpec":
+        """The same for sequences of so many tokens."""
+        return replace(self, max_len=max_len)
+
+
+PLAIN = StateSpec(slots=1, max_len=1)
+
+
+def spec_named(name: str) -> StateSpec:
+    """What a user calls a kind of memory: int8, sinks:TOKENS or h2o:TOKENS; slots and max_len are left at 1.
+
+    UserError if it is none of them.
+    """
+    kind, _, size = name.partition(":")
+    if name == "int8":
+        return StateSpec(1, 1, dtype="int8")
+    if kind in ("sinks", "h2o") and size.isdecimal() and len(size) < 10 and int(size) >= LEAST:
+        return StateSpec(1, 1, kind, budget=int(size))
+    raise UserError(f"cache is {name!r}, expected int8, sinks:TOKENS or h2o:TOKENS, with {LEAST} tokens or more")

@@ -14,9 +14,9 @@ class Transient:
     keys: jax.Array
     values: jax.Array
 
-    def attend(self, q: jax.Array, at: Span, **options) -> tuple[jax.Array, jax.Array]:
-        """q [b t h k] -> y [b t h j], lse [b t h]; causal, window, softcap, scale, alibi as in the ops."""
-        return attend_rows(q, self, at, **options)
+    def attend(self, q: jax.Array, at: Span, **options) -> tuple[jax.Array, "Transient"]:
+        """q [b t h k] -> y [b t h j] and the memory; window, softcap, scale, sinks as in the ops."""
+        return attend_rows(q, (self,), at, **options), self
 
     def n_rows(self, at: Span) -> int:
         """As many as the span has tokens."""

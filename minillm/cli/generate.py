@@ -37,6 +37,8 @@ OTHERS = f"{BUNDLED} knows recipes and scripture; for a general model: minillm p
 @click.option("--chat", is_flag=True, help="Put PROMPT into the checkpoint's own chat template.")
 @click.option("--draft", help="Guess by prompt-lookup, ngram, skip:K or a model.")
 @click.option("--exact", is_flag=True, help="The same tokens to the bit with any --draft.")
+@click.option("--cache", help="Remember keys and values as int8, sinks:TOKENS or h2o:TOKENS.")
+@click.option("--lossy", is_flag=True, help="Let h2o go with --draft, --exact and --input.")
 @click.option("--input", "source", type=click.Path(path_type=Path), help="Many prompts, as JSON lines.")
 @click.option("--output", "target", type=click.Path(path_type=Path), help="The file for them.")
 @click.option(
@@ -166,14 +168,14 @@ def run_file(
     from ..batch import Job
     from ..lm import load
 
-    exact = options.pop("exact")
+    serving = {name: options.pop(name) for name in ("exact", "cache", "lossy")}
     given = {name: one for name, one in options.items() if one is not None} | {"stop": list(options["stop"])}
-    job, lm = Job(source, target, model, given), load(model)
+    job, lm = Job(source, target, model, given, serving), load(model)
     encode = (lambda text: lm.chat_ids([{"role": "user", "content": text}])) if chat else lm.prompt_ids
     columns = MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn()
     with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
         task, began, tokens = bar.add_task("", total=len(job.lines)), time.perf_counter(), 0
-        for one in job.run(lm, encode, batch, exact):
+        for one in job.run(lm, encode, batch):
             tokens += len(one["tokens"])
             bar.update(task, advance=1, description=f"{tokens / (time.perf_counter() - began):.0f} tokens/s")
     click.echo(f"{len(job.lines)} continuations in {target}", err=True)

@@ -11,7 +11,6 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..cache import StateSpec
 from ..generate import Plan, advance, enlarged, i32, read_prompt
 from ..model import Model
 from ..sampling import Sampler
@@ -39,7 +38,7 @@ def speculate(
             drafted = time.perf_counter()
             while len(text) + len(tree.tokens) > capacity:
                 capacity = min(2 * capacity, plan.context)
-                state = enlarged(state, model.init_state(StateSpec(slots=1, max_len=capacity)))
+                state = enlarged(state, plan.room(model, capacity))
             start, new = i32(len(text) - 1), []
             if tree.tokens:
                 guess = new_guess([(text[-1:], tree)], pace.width(length) + 1)

@@ -32,7 +32,7 @@ def source(tmp_path):
 
 def run(model, source, target, batch=3, options=OPTIONS, exact=False):
     lm = minillm.load(model)
-    return Job(source, target, str(model), options).run(lm, lm.prompt_ids, batch, exact)
+    return Job(source, target, str(model), options, {"exact": exact}).run(lm, lm.prompt_ids, batch)
 
 
 def generate(model, *arguments):

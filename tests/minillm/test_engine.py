@@ -1,6 +1,7 @@
 """What a request says does not depend on who else is there, and nothing is lost whatever happens."""
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from types import SimpleNamespace
@@ -16,6 +17,8 @@ from hypothesis import strategies as st
 
 import minillm
 from minillm import engine as engine_module
+from minillm.cache.paged import Paged
+from minillm.cache.spec import PLAIN
 from minillm.engine import Engine
 from minillm.errors import UserError
 from minillm.sampling import new_sampler, together
@@ -61,7 +64,7 @@ def served(lm, drafts: Sequence[Any] = (None,), options=OPTIONS, **how: Any) -> 
         for i, (prompt, one) in enumerate(zip(PROMPTS, options, strict=True))
     ]
     engine.run()
-    assert len(engine.pool.free) == engine.pool.n_pages
+    assert len(engine.pool.free) + len(engine.prefixes.nodes if engine.prefixes else ()) == engine.pool.n_pages
     assert engine.rows == [None] * len(engine.rows)
     assert jax.tree.map(lambda leaf: leaf.shape, engine.state) == before
     assert all(request.finish_reason == "length" for request in requests)
@@ -127,13 +130,14 @@ class Memory:
     embed = np.zeros((V, 1))
 
     def init_state(self, spec):
-        return np.full((spec.n_pages, spec.page_size), -1)
+        memory: Any = Paged
+        return memory(*(np.full((spec.n_pages, spec.page_size), -1) for _ in range(2)))
 
     def write(self, state, table, start, tokens):
         """Put tokens into the rows from start on; all the text up to their end."""
         for i, token in enumerate(tokens):
-            state[table[(start + i) // O], (start + i) % O] = token
-        return [int(state[table[i // O], i % O]) for i in range(start + len(tokens))]
+            state.keys[table[(start + i) // O], (start + i) % O] = token
+        return [int(state.keys[table[i // O], i % O]) for i in range(start + len(tokens))]
 
 
 class Language:
@@ -148,6 +152,9 @@ class Language:
 
     def store_for(self, rows):
         pass
+
+    def memory(self, cache, lossy):
+        return PLAIN
 
     def prompt_ids(self, prompt):
         return list(prompt)
@@ -182,8 +189,14 @@ def fake_verify(model, state, history, sampler, guess, start):
     return state, history, out, n_new
 
 
+def fake_copy(state, source, target):
+    state.keys[target] = state.keys[source]
+    return state
+
+
 @pytest.fixture
 def _no_model(monkeypatch):
+    monkeypatch.setattr(engine_module, "with_copied_page", fake_copy)
     monkeypatch.setattr(engine_module, "read", fake_read)
     monkeypatch.setattr(engine_module, "verify", fake_verify)
     monkeypatch.setattr(engine_module, "CHUNK", 8)
@@ -215,18 +228,28 @@ def said(prompt, seed, n, ends) -> list[int]:
     return text[len(prompt) :]
 
 
+def check_pages(engine: Engine) -> None:
+    """Every page is free or has as many holders as say that they hold it."""
+    holders = Counter(page for request in engine.order for page in request.pages)
+    holders.update(node.page for node in (engine.prefixes.nodes if engine.prefixes else ()))
+    assert [holders[page] for page in range(engine.pool.n_pages)] == engine.pool.holders
+    assert sorted(engine.pool.free) == [page for page in range(engine.pool.n_pages) if not holders[page]]
+
+
 def play(data: st.DataObject) -> None:
     """One schedule: submit, cancel, end by a token, run out of pages or of time, raise, in any order."""
     ends = data.draw(st.sampled_from([(), (5,)]))
     n_pages, exact = data.draw(st.integers(6, 16)), data.draw(st.booleans())
-    engine = engine_of(Language(ends), max_batch=3, n_pages=n_pages, page_size=O, exact=exact)
+    share = data.draw(st.sampled_from(["pages", "pages", "chunks", "never"]))
+    engine = engine_of(Language(ends), max_batch=3, n_pages=n_pages, page_size=O, share=share, exact=exact)
     requests, now = [], [0.0]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(time, "monotonic", lambda: now[0])
         for _ in range(data.draw(st.integers(1, 24))):
             action = data.draw(st.sampled_from(["submit", "submit", "step", "step", "step", "cancel", "wait"]))
             if action == "submit":
-                prompt = data.draw(st.lists(st.integers(0, V - 1), min_size=1, max_size=20))
+                common = data.draw(st.sampled_from([[], [7] * 9, list(range(17))]))  # beginnings that are shared
+                prompt = common + data.draw(st.lists(st.integers(0, V - 1), min_size=1, max_size=20 - len(common)))
                 seed, n = data.draw(st.integers(0, 9)), data.draw(st.integers(1, 30))
                 raises = data.draw(st.integers(0, 5)) == 0
                 draft = Sometimes(seed, raises) if data.draw(st.booleans()) else None
@@ -246,10 +269,13 @@ def play(data: st.DataObject) -> None:
                 data.draw(st.sampled_from(requests))[0].cancel()
             elif action == "wait":
                 now[0] += 1.0
-            lent = [page for request in engine.order for page in request.pages]
-            assert sorted([*lent, *engine.pool.free]) == list(range(n_pages)), "a page is lost or lent twice"
+            check_pages(engine)
         engine.run()
-    assert len(engine.pool.free) == n_pages
+    shared = engine.prefixes.nodes if engine.prefixes else ()
+    assert len(engine.pool.free) + len(shared) == n_pages
+    while engine.prefixes and engine.prefixes.evict():
+        pass
+    assert sorted(engine.pool.free) == list(range(n_pages))
     assert not engine.order
     assert not engine.waiting
     for request, prompt, seed, n, raises in requests:
@@ -354,3 +380,49 @@ def test_a_request_that_can_never_fit_is_refused_at_once():
     with pytest.raises(UserError, match="max_tokens is 0"):
         engine.submit([1], max_tokens=0)
     assert not engine.step()
+
+
+@pytest.mark.usefixtures("_no_model")
+def test_what_texts_have_in_common_is_read_once():
+    engine = engine_of(Language(), max_batch=2, n_pages=12, page_size=O)
+    common = list(range(10))
+    one = engine.submit([*common, 20, 21], max_tokens=3, temperature=0.0, seed=0).wait()
+    two = engine.submit([*common, 30, 31], max_tokens=3, temperature=0.0, seed=0).wait()
+    again = engine.submit([*common, 20, 21, *one.tokens], max_tokens=3, temperature=0.0, seed=0).wait()
+    # two pages of four and the two rows of the third that agree; then all three pages that the first filled
+    assert [one.shared, two.shared, again.shared] == [0, 10, 12]
+    for request in (one, two, again):
+        assert request.tokens == said(request.prompt, 0, 3, ())
+
+
+@pytest.mark.usefixtures("_no_model")
+def test_requests_that_come_together_share_as_well():
+    engine = engine_of(Language(), max_batch=6, page_size=O)
+    requests = [engine.submit([*range(12), i], max_tokens=3, temperature=0.0, seed=0) for i in range(6)]
+    engine.run()
+    assert [request.shared for request in requests] == [0, 0, 12, 12, 12, 12]
+
+
+@pytest.mark.usefixtures("_no_model")
+def test_pages_of_ended_texts_go_when_others_need_them():
+    engine = engine_of(Language(), max_batch=1, n_pages=5, page_size=O)
+    for i in range(8):
+        request = engine.submit([i] * 12, max_tokens=6, temperature=0.0, seed=0).wait()
+        assert request.tokens == said(request.prompt, 0, 6, ())
+        assert request.preempted == 0
+
+
+@pytest.mark.usefixtures("quick_programs", "_quick_engine")
+@pytest.mark.parametrize(("family", "shared"), [("llama", [0, 143, 143]), ("jamba", [0, 128, 128])])
+def test_a_shared_beginning_changes_nothing_that_is_said(family, shared, tmp_path):
+    """With a page copied, and with the snapshots of a hybrid."""
+    lm = load(family, tmp_path)
+    common = RNG.integers(3, 50, 140).tolist()
+    prompts = [[*common, *tail] for tail in ([5, 6, 7, 8], [5, 6, 7, 8], [5, 6, 7, 9, 10])]
+    options = {"temperature": 0.9, "repeat_penalty": 1.2, "frequency_penalty": 0.3, "seed": 5, "max_tokens": 8}
+    engine = Engine(lm, max_batch=2, context=160)
+    requests = [engine.submit(prompt, **options).wait() for prompt in prompts]
+    assert [request.shared for request in requests] == shared
+    alone = Engine(lm, max_batch=2, context=160, share="never")
+    for request in requests:
+        assert request.tokens == alone.submit(request.prompt, **options).wait().tokens

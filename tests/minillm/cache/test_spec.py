@@ -1,0 +1,66 @@
+"""What a user may call a kind of memory, and where one is refused."""
+
+import pytest
+import tiny
+
+import minillm
+from minillm.engine import Engine
+from minillm.errors import UserError
+
+PROMPT = [5, 9, 2, 17, 30, 5, 9, 2]
+
+
+def opened(family, folder):
+    tiny.unpacked(f"{family}_0", folder)
+    return minillm.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("family", "options", "message"),
+    [
+        ("llama", {"cache": "int4"}, "cache is 'int4', expected int8, sinks:TOKENS or h2o:TOKENS, with 20 tokens"),
+        ("llama", {"cache": "sinks"}, "cache is 'sinks', expected int8"),
+        ("llama", {"cache": "sinks:19"}, "with 20 tokens or more"),
+        ("llama", {"cache": "h2o:-20"}, "cache is 'h2o:-20'"),
+        ("llama", {"cache": "h2o:20", "draft": "ngram"}, "what h2o forgets changes with drafts and batches"),
+        ("llama", {"cache": "h2o:20", "exact": True}, "what h2o forgets changes with drafts and batches"),
+        ("mamba", {"cache": "int8"}, "cache is 'int8', expected none: this model has no keys and values"),
+        ("deepseek_v2", {"cache": "sinks:20"}, "heads share one latent a token; use int8"),
+    ],
+)
+def test_a_memory_that_cannot_be_had_is_refused_by_name(family, options, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        opened(family, tmp_path).generate(PROMPT, **options)
+
+
+def test_an_engine_refuses_a_memory_that_depends_on_who_else_is_there(tmp_path):
+    lm = opened("llama", tmp_path)
+    with pytest.raises(UserError, match="what h2o forgets changes with drafts and batches"):
+        Engine(lm, cache="h2o:20")
+
+
+@pytest.mark.usefixtures("quick_programs")
+def test_with_sinks_a_text_may_be_longer_than_the_context(tmp_path):
+    lm = opened("llama", tmp_path)
+    options = {"max_tokens": lm.config.context + 50, "temperature": 1.0, "seed": 3}
+    assert len(lm.generate(PROMPT, **options).tokens) <= lm.config.context - len(PROMPT)
+    lm.config = type(lm.config)(**{**vars(lm.config), "eos": ()})
+    assert len(lm.generate(PROMPT, cache="sinks:20", **options).tokens) == lm.config.context + 50
+
+
+@pytest.mark.usefixtures("quick_programs")
+@pytest.mark.parametrize("cache", ["sinks:24", "h2o:24"])
+def test_a_memory_that_holds_the_whole_text_says_what_the_plain_one_does(cache, tmp_path):
+    lm = opened("llama", tmp_path)
+    options = {"max_tokens": 16, "temperature": 1.0, "seed": 3}
+    expected = lm.generate(PROMPT, **options).tokens
+    assert lm.generate(PROMPT, cache=cache, **options).tokens == expected
+    together = Engine(lm, cache=cache, lossy=True)
+    assert together.submit(PROMPT, **options).wait().tokens == expected
+
+
+@pytest.mark.usefixtures("quick_programs")
+def test_drafts_change_nothing_in_eight_bits(tmp_path):
+    lm = opened("llama", tmp_path)
+    options = {"max_tokens": 16, "temperature": 1.0, "seed": 3, "cache": "int8", "exact": True}
+    assert lm.generate(PROMPT, draft="ngram", **options).tokens == lm.generate(PROMPT, **options).tokens
