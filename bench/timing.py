@@ -29,7 +29,7 @@ MOST_WAIT = 60.0  # seconds to wait for quiet before a turn
 class Turn(NamedTuple):
     """What a contestant did in one turn; `others` is the share of the machine that other programs took."""
 
-    tokens: list[int]
+    tokens: Any
     seconds: float
     others: float
 
@@ -43,12 +43,12 @@ class Round:
 
 
 class Contestant:
-    """A decoder in a process of its own; `opened` makes it there."""
+    """A decoder in a process of its own; `opened` makes it there, and it tries itself on `warm_up`."""
 
-    def __init__(self, opened: Callable[[], Decode]):
+    def __init__(self, opened: Callable[[], Callable[..., Any]], warm_up: tuple[Any, Any] = ([0], 8)):
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=serve, args=(opened, theirs), daemon=True)
+        self.process = context.Process(target=serve, args=(opened, warm_up, theirs), daemon=True)
         self.process.start()
         theirs.close()  # so that the pipe ends, and recv raises, if the process dies
 
@@ -59,11 +59,11 @@ class Contestant:
     def __exit__(self, *exception) -> None:
         self.process.kill()  # it may be in the middle of a turn
 
-    def decode(self, prompt: list[int], n: int, tries: int = TRIES) -> Turn:
+    def decode(self, prompt: Any, n: Any, tries: int = TRIES) -> Turn:
         """Decode n + 1 tokens while nothing else runs: the first quiet turn, or the quietest of a few.
 
         A disturbed turn says little: one busy neighbour costs a program whose threads wait for each other
-        after every layer ten times more than one that does not.
+        after every layer ten times more than one that does not. Prompt and n are whatever the decoder takes.
         """
         turns: list[Turn] = []
         while len(turns) < tries and not (turns and turns[-1].others < QUIET):
@@ -71,7 +71,7 @@ class Contestant:
             turns.append(self._turn(prompt, n))
         return min(turns, key=lambda turn: turn.others)
 
-    def _turn(self, prompt: list[int], n: int) -> Turn:
+    def _turn(self, prompt: Any, n: Any) -> Turn:
         started, busy_before = time.perf_counter(), busy_seconds()
         self.pipe.send((prompt, n))
         tokens, seconds, own = self.pipe.recv()
@@ -79,10 +79,10 @@ class Contestant:
         return Turn(tokens, seconds, max(busy - own, 0) / elapsed / (os.cpu_count() or 1))
 
 
-def serve(opened: Callable[[], Decode], pipe: Any) -> None:
+def serve(opened: Callable[[], Callable[..., Any]], warm_up: tuple[Any, Any], pipe: Any) -> None:
     """The life of a contestant's process: decode what is asked for, and add the CPU seconds it took."""
     decode = opened()
-    decode([0], 8)  # whatever is compiled or allocated on first use
+    decode(*warm_up)  # whatever is compiled or allocated on first use
     pipe.send("ready")
     while True:
         prompt, n = pipe.recv()

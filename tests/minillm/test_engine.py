@@ -92,28 +92,6 @@ def test_a_request_that_loses_its_pages_goes_on_as_if_it_had_not(tmp_path):
     assert [request.tokens for request in requests] == expected
 
 
-@pytest.mark.usefixtures("quick_programs", "_quick_engine")
-@pytest.mark.parametrize("family", tiny.quick("llama", "jamba"))
-def test_exact_tokens_do_not_depend_on_neighbours_pages_drafts_or_losing_them(family, tmp_path):
-    lm = load(family, tmp_path)
-    greedy: list[dict[str, Any]] = [{"temperature": 0.0, "max_tokens": 12}] * len(PROMPTS)
-    alone = []
-    for prompt, one in zip(PROMPTS, greedy, strict=True):
-        engine = Engine(lm, max_batch=3, context=64, page_size=4, exact=True)
-        alone.append(engine.submit(prompt, **one).wait().tokens)
-    how: dict[str, Any] = {"options": greedy, "page_size": 4, "exact": True}
-    assert served(lm, **how) == alone
-    assert served(lm, drafts=(PromptLookup(least=1), Wrong()), **how) == alone
-    assert served(lm, n_pages=48, **how) == alone
-
-
-class Wrong:
-    """Drafts the same token over and over."""
-
-    def draft(self, text, most):
-        return Tree([3] * most, list(range(-1, most - 1)))
-
-
 # From here on a language without a model: tokens are remembered in pages as they are, and the next token follows
 # from all that is found there, so that a page that two requests share, or that is given away, changes what is said.
 

@@ -1,0 +1,31 @@
+"""Outside of exact mode a token may differ, but only where two were almost equally likely."""
+
+import numpy as np
+import pytest
+
+import minillm
+from bench import divergence
+
+
+@pytest.fixture(scope="module")
+def lm():
+    return minillm.load("tiny-transformer")
+
+
+def test_every_difference_from_plain_decoding_is_a_near_tie(lm):
+    prompts = [lm.tokenizer.encode(f"Recipe: {name} Soup\n") for name in ("Tomato", "Onion", "Pea", "Carrot")]
+    expected = divergence.plain(lm, prompts, 60)
+    for way in divergence.WAYS.values():
+        found = divergence.divergences(lm, prompts, expected, way(lm, prompts, 60))
+        assert all(one["gap"] <= one["bound"] for one in found)
+
+
+def test_a_difference_that_is_no_near_tie_is_seen(lm):
+    prompt = lm.tokenizer.encode("Recipe: Tomato Soup\n")
+    expected = divergence.plain(lm, [prompt], 8)
+    wrong = [[*expected[0][:5], (expected[0][5] + 1) % lm.config.v, *expected[0][6:]]]
+    (found,) = divergence.divergences(lm, [prompt], expected, wrong)
+    logits = lm.logits([[*prompt, *expected[0][:5]]])[0, -1]
+    assert found["place"] == 5
+    assert np.isclose(found["gap"], np.sort(logits)[-1] - np.sort(logits)[-2])
+    assert found["gap"] > found["bound"]
