@@ -74,7 +74,7 @@ def open_engine(kind: str, exact: bool) -> Serve:
     lm = minillm.load(MODEL)
 
     def serve(prompts: list[list[int]], lengths: list[int]) -> tuple[Done, float]:
-        engine = Engine(lm, max_batch=REQUESTS, context=384, kind=kind, share="never", exact=exact)
+        engine = Engine(lm, max_batch=REQUESTS, context=384, kind=kind, share=False, exact=exact)
         began = time.perf_counter()
         requests = [
             engine.submit(prompt, max_tokens=n, temperature=0.0) for prompt, n in zip(prompts, lengths, strict=True)

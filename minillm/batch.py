@@ -84,7 +84,7 @@ class Job:
             wanted = [{"seed": (seed + i) % 2**32, **line} for i, line in enumerate(self.lines)]
             prompts = [self.naming(i, encode, one.pop("prompt")) for i, one in enumerate(wanted)]
             longest = max(len(ids) + one["max_tokens"] for ids, one in zip(prompts, wanted, strict=True))
-            engine = Engine(lm, max_batch=max_batch, context=longest, share="chunks", **self.serving)
+            engine = Engine(lm, max_batch=max_batch, context=longest, steady=True, **self.serving)
             requests: dict[int, Request] = {}
             for i, one in enumerate(wanted):
                 requests[i] = self.naming(i, engine.submit, prompts[i], **one)

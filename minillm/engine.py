@@ -82,8 +82,8 @@ def read(
     state = model.commit(pending, at, keep=jnp.broadcast_to(jnp.arange(t, dtype=jnp.int32), (b, t)), n_keep=n)
     mine = None
     if history is not None:
-        mine = jax.tree.map(lambda all_: all_[slot], history).observe(tokens, at)
-        history = jax.tree.map(lambda all_, some: all_.at[slot].set(some), history, mine)
+        mine = history.of(slot).observe(tokens, at)
+        history = history.with_rows(slot, mine)
     logits = model.logits(hidden[jnp.arange(b, dtype=jnp.int32), jnp.maximum(n - 1, 0)])
     return state, history, sampler(logits, start + n, mine)
 
@@ -96,8 +96,8 @@ class Engine:
     kind      "contiguous" gives each row of the batch a whole context instead
     cache     as in `LM.stream`; all but int8 take the place of pages. What h2o forgets depends on who else is
               there, so it needs `lossy`
-    share     whether texts that begin alike share pages. "chunks": only those that one chunk has filled, and so
-              with the same bits as if each text had been read alone
+    share     whether texts that begin alike share pages
+    steady    rounding does not depend on who else is there: without drafts, the same bits in any company
     exact     everything in one program of one shape: tokens are the same to the bit whoever else is there,
               whatever is drafted and however often a text is read again; slower
     """
@@ -113,11 +113,11 @@ class Engine:
         kind: str = "paged",
         cache: str | None = None,
         lossy: bool = False,
-        share: str = "pages",
+        share: bool = True,
+        steady: bool = False,
         exact: bool = False,
     ):
         require(kind in ("paged", "contiguous"), "kind", kind, "paged or contiguous")
-        require(share in ("pages", "chunks", "never"), "share", share, "pages, chunks or never")
         require(is_count(max_batch), "max_batch", max_batch, "1 or more")
         self.context = min(context, lm.config.context)
         each = -(-self.context // page_size)
@@ -128,9 +128,10 @@ class Engine:
         lm.store_for(max_batch)
         self.lm, self.exact = lm, exact
         self.state: Any = lm.model.init_state(self.spec)
-        self.prefixes = PrefixTree(self.pool) if self.spec.kind == "paged" and share != "never" else None
+        self.prefixes = PrefixTree(self.pool) if self.spec.kind == "paged" and share else None
         self.snapshots = not all_paged(self.state)
-        self.by_chunk = share == "chunks" or self.snapshots
+        self.steady = steady or exact
+        self.by_chunk = (steady and not exact) or self.snapshots
         self.step_size = math.lcm(CHUNK, page_size) if self.by_chunk else page_size
         self.history: History | None = None
         self.waiting: deque[Request] = deque()
@@ -337,32 +338,47 @@ class Engine:
         """Go on with these, each by a token and by what it drafts, all in one pass."""
         given = {request: self.next_given(request) for request in requests}
         trees = {request: self.draft(request) for request in requests}
-        for request in list(trees):
+        going = self.with_room(given, trees)
+        if not going:
+            return
+        longest = max(len(trees[request].tokens) for request in going)
+        t = EXACT if self.exact else 1 + next(length for length in DRAFTS if length >= longest)
+        slot = self.slots_of(going)
+        rows = self.rows if slot is None else [self.rows[one] for one in slot]
+        wanted = [(given[row], trees[row]) if row in going else None for row in rows]
+        guess = new_guess(wanted, t, self.exact, slot, self.tables(rows))
+        sampler = together([row and row.sampler for row in rows])
+        self.state, self.history, tokens, n = verify(
+            self.lm.model, self.state, self.history, sampler, guess, starts(rows)
+        )
+        for request, new in zip(rows, of_lengths(tokens, n), strict=True):
+            if request not in going:
+                continue
+            read_all = request.known + len(given[request]) == len(request.text)
+            request.known += len(given[request]) + (max(len(new) - 1, 0) if read_all else 0)
+            self.remember(request)
+            if read_all:
+                self.give(request, new)
+
+    def with_room(self, given: dict[Request, list[int]], trees: dict[Request, Tree]) -> list[Request]:
+        """Those that have pages for what they are to take in, and for their drafts or else without them."""
+        for request in given:
             if request.slot is None:  # it lost its row to an older one
                 continue
             rows = request.known + len(given[request])
             if not self.extend(request, rows + len(trees[request].tokens)):
                 trees[request] = Tree()
                 self.make_room(request, rows)
-        going = [request for request in trees if request.slot is not None]
-        if not going:
-            return
-        longest = max(len(tree.tokens) for tree in trees.values())
-        t = EXACT if self.exact else 1 + next(length for length in DRAFTS if length >= longest)
-        rows = [(given[request], trees[request]) if request in going else None for request in self.rows]
-        guess = new_guess(rows, t, trees=self.exact, pages=self.tables(self.rows))
-        sampler = together([request and request.sampler for request in self.rows])
-        self.state, self.history, tokens, n = verify(
-            self.lm.model, self.state, self.history, sampler, guess, starts(self.rows)
-        )
-        tokens, n = np.asarray(tokens), np.asarray(n)
-        for request in going:
-            before, read_all = request.known, request.known + len(given[request]) == len(request.text)
-            new = tokens[request.slot, : n[request.slot]].tolist() if read_all else []
-            request.known = before + len(given[request]) + max(len(new) - 1, 0)
-            self.remember(request)
-            if new:
-                self.give(request, new)
+        return [request for request in given if request.slot is not None]
+
+    def slots_of(self, going: list[Request]) -> np.ndarray | None:
+        """The rows of a pass: half of them if that is enough, None for all."""
+        half = len(self.rows) // 2
+        if self.steady or len(going) > half or half < 2:
+            return None
+        slots = [row for row, request in enumerate(self.rows) if request in going]
+        others = [row for row, request in enumerate(self.rows) if request not in going]
+        return np.array([*slots, *others][:half], np.int32)
 
     def next_given(self, request: Request) -> list[int]:
         """The tokens of its text that it takes in next."""
@@ -402,6 +418,11 @@ class Engine:
 def width_of(chunk: list[int]) -> int:
     """For how many tokens the program is that takes in a chunk; one of two."""
     return CHUNK // 4 if len(chunk) <= CHUNK // 4 else CHUNK
+
+
+def of_lengths(tokens: Any, n: Any) -> list[list[int]]:
+    """The first n [b] of tokens [b, t], row by row."""
+    return [row[:length] for row, length in zip(np.asarray(tokens).tolist(), np.asarray(n).tolist(), strict=True)]
 
 
 def starts(requests: Sequence[Request | None]) -> np.ndarray:

@@ -53,6 +53,14 @@ class History:
         counts = self.counts.at[row, tokens].add(generated.astype(jnp.int32))
         return History(seen, counts, self.prompt)
 
+    def of(self, slot: jax.Array | None) -> "History":
+        """What was seen by the sequences in slots i32 [b]; None: by all."""
+        return self if slot is None else History(self.seen[slot], self.counts[slot], self.prompt[slot])
+
+    def with_rows(self, slot: jax.Array | None, rows: "History") -> "History":
+        """The history with these rows [b] in slots i32 [b]; None: in all."""
+        return rows if slot is None else jax.tree.map(lambda all_, some: all_.at[slot].set(some), self, rows)
+
 
 @struct.dataclass
 class Sampler:

@@ -100,11 +100,15 @@ def drafted_by(drafter: Drafter, text: list[int], most: int, model: Model) -> Tr
 
 
 def new_guess(
-    rows: Sequence[tuple[list[int], Tree] | None], width: int, trees: bool = False, pages: np.ndarray | None = None
+    rows: Sequence[tuple[list[int], Tree] | None],
+    width: int,
+    trees: bool = False,
+    slot: np.ndarray | None = None,
+    pages: np.ndarray | None = None,
 ) -> Guess:
     """Given tokens and a tree that follows them, for each row, in so many places; None is a row without tokens.
 
-    `trees` asks for parents in any case; pages as in `Span`.
+    `trees` asks for parents in any case; slot and pages as in `Span`.
     """
     tokens, parent = np.zeros((len(rows), width), np.int32), np.full((len(rows), width), -1, np.int32)
     n_given, n = np.ones(len(rows), np.int32), np.zeros(len(rows), np.int32)
@@ -116,4 +120,4 @@ def new_guess(
         tokens[i, : n[i]] = [*given, *tree.tokens]
         parent[i, : n[i]] = [*range(-1, len(given) - 1), *(above + len(given) for above in tree.parent)]
     with_parents = trees or not all(row is None or row[1].is_chain for row in rows)
-    return Guess(tokens, n_given, n, parent if with_parents else None, pages)
+    return Guess(tokens, n_given, n, parent if with_parents else None, slot, pages)

@@ -28,6 +28,7 @@ class Guess:
 
     tokens  i32 [b, t], of which n i32 [b] are real and the first given i32 [b], one or more, known
     parent  i32 [b, t], the token that each one follows, -1 for the first; None: a chain
+    slot    i32 [b], each row's place in memory and history; None: its own number
     pages   as in `Span`
     """
 
@@ -35,6 +36,7 @@ class Guess:
     given: Any
     n: Any
     parent: Any = None
+    slot: Any = None
     pages: Any = None
 
 
@@ -50,17 +52,18 @@ def verify(
     """
     t = guess.tokens.shape[1]
     if guess.parent is None:
-        at = Span.chain(start, guess.n, t, pages=guess.pages, rewind=True)
+        at = Span.chain(start, guess.n, t, guess.slot, guess.pages, rewind=True)
     else:
-        at = Span.tree(start, guess.n, guess.parent, pages=guess.pages)
+        at = Span.tree(start, guess.n, guess.parent, guess.slot, guess.pages)
     hidden, pending = model.hidden(guess.tokens, state, at)
-    drawn = draw_after_each(sampler, model.logits(hidden), history, guess, at)
+    mine = None if history is None else history.of(guess.slot)
+    drawn = draw_after_each(sampler, model.logits(hidden), mine, guess, at)
     path, n_kept = kept_path(guess, drawn)
 
     state = model.commit(pending, at, path, n_kept)
-    if history is not None:
+    if history is not None and mine is not None:
         kept = jnp.take_along_axis(guess.tokens, path, axis=1)
-        history = history.observe(kept, Span.chain(start, n_kept, t))
+        history = history.with_rows(guess.slot, mine.observe(kept, Span.chain(start, n_kept, t)))
     index = jnp.arange(t, dtype=jnp.int32) + guess.given[:, None] - 1
     following = jnp.take_along_axis(drawn, path, axis=1)  # a token that stays is what was drawn before it
     n_new = jnp.maximum(n_kept - guess.given + 1, 0)

@@ -82,6 +82,13 @@ def test_requests_say_together_what_each_says_alone(family, tmp_path):
 
 
 @pytest.mark.usefixtures("quick_programs", "_quick_engine")
+@pytest.mark.parametrize("family", tiny.quick("jamba"))
+def test_it_does_not_matter_whether_all_rows_go_or_half_of_them(family, tmp_path):
+    lm = load(family, tmp_path)
+    assert served(lm, max_batch=4) == served(lm, max_batch=4, steady=True)
+
+
+@pytest.mark.usefixtures("quick_programs", "_quick_engine")
 def test_a_request_that_loses_its_pages_goes_on_as_if_it_had_not(tmp_path):
     lm = load("llama", tmp_path)
     expected = served(lm)
@@ -218,8 +225,9 @@ def play(data: st.DataObject) -> None:
     """One schedule: submit, cancel, end by a token, run out of pages or of time, raise, in any order."""
     ends = data.draw(st.sampled_from([(), (5,)]))
     n_pages, exact = data.draw(st.integers(6, 16)), data.draw(st.booleans())
-    share = data.draw(st.sampled_from(["pages", "pages", "chunks", "never"]))
-    engine = engine_of(Language(ends), max_batch=3, n_pages=n_pages, page_size=O, share=share, exact=exact)
+    share, steady = data.draw(st.sampled_from([(True, False), (True, True), (False, False)]))
+    how = {"share": share, "steady": steady, "exact": exact}
+    engine = engine_of(Language(ends), max_batch=4, n_pages=n_pages, page_size=O, **how)
     requests, now = [], [0.0]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(time, "monotonic", lambda: now[0])
@@ -401,6 +409,6 @@ def test_a_shared_beginning_changes_nothing_that_is_said(family, shared, tmp_pat
     engine = Engine(lm, max_batch=2, context=160)
     requests = [engine.submit(prompt, **options).wait() for prompt in prompts]
     assert [request.shared for request in requests] == shared
-    alone = Engine(lm, max_batch=2, context=160, share="never")
+    alone = Engine(lm, max_batch=2, context=160, share=False)
     for request in requests:
         assert request.tokens == alone.submit(request.prompt, **options).wait().tokens
