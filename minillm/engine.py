@@ -44,6 +44,8 @@ if TYPE_CHECKING:
     from .tokenizer import Tokenizer
 
 CHUNK = 128  # tokens of a prompt that are read at once
+WIDTHS = (CHUNK // 4, CHUNK // 2, CHUNK)  # of the programs that read them
+LEAST_TABLE = 8  # pages
 READERS = 2  # requests that read at once
 DRAFTS = (0, 3, EXACT - 1)  # drafted tokens a round; each is a program of its own
 
@@ -308,8 +310,9 @@ class Engine:
         nothing.
         """
         chunks = {request: request.text[request.known : request.known + CHUNK] for request in readers}
-        width = width_of(chunks[readers[0]])
-        reading = [request for request in readers if width_of(chunks[request]) == width][:READERS]
+        widths = {request: width_of(chunks[request]) for request in readers}
+        reading = [one for one in readers if not self.steady or widths[one] == widths[readers[0]]][:READERS]
+        width = max(widths[request] for request in reading)
         others = [row for row in range(len(self.rows)) if self.rows[row] not in reading]
         slot = [self.rows.index(request) for request in reading]
         slot += others[: min(READERS, len(self.rows)) - len(reading)]
@@ -396,10 +399,21 @@ class Engine:
             return Tree()
 
     def tables(self, requests: Sequence[Request | None]) -> np.ndarray | None:
-        """Their page tables i32 [b, p]; None without pages."""
+        """Their page tables i32 [b, p]; None without pages.
+
+        Attention looks at all rows that a table could reach, so it is no longer than it has to be, in steps of
+        four times the length: each is a program of its own.
+        """
         if self.spec.kind != "paged":
             return None
-        table = np.zeros((len(requests), self.pool.pages_for(self.context)), np.int32)
+        most, longest = (
+            self.pool.pages_for(self.context),
+            max(len(request.pages) for request in requests if request),
+        )
+        width = most if self.steady else LEAST_TABLE
+        while width < longest:
+            width *= 4
+        table = np.zeros((len(requests), min(width, most)), np.int32)
         for row, request in zip(table, requests, strict=True):
             if request:
                 row[: len(request.pages)] = request.pages
@@ -416,8 +430,8 @@ class Engine:
 
 
 def width_of(chunk: list[int]) -> int:
-    """For how many tokens the program is that takes in a chunk; one of two."""
-    return CHUNK // 4 if len(chunk) <= CHUNK // 4 else CHUNK
+    """For how many tokens the program is that takes in a chunk."""
+    return next(width for width in WIDTHS if len(chunk) <= width)
 
 
 def of_lengths(tokens: Any, n: Any) -> list[list[int]]:
