@@ -130,7 +130,7 @@ class Engine:
         lm.store_for(max_batch)
         self.lm, self.exact = lm, exact
         self.state: Any = lm.model.init_state(self.spec)
-        self.prefixes = PrefixTree(self.pool) if self.spec.kind == "paged" and share else None
+        self.prefixes, self.shares = PrefixTree(self.pool), share and self.spec.kind == "paged"
         self.snapshots = not all_paged(self.state)
         self.steady = steady or exact
         self.by_chunk = (steady and not exact) or self.snapshots
@@ -199,7 +199,7 @@ class Engine:
 
     def release(self, request: Request) -> None:
         """Take a request's row and pages away, and with them all that was in memory."""
-        if self.prefixes and not self.by_chunk:
+        if self.shares and not self.by_chunk:
             self.prefixes.insert(request.text[: request.known], request.pages)
         self.pool.take_back(request.pages)
         if request.slot is not None:
@@ -228,74 +228,54 @@ class Engine:
             if not self.exact and sum(not request.decodes for request in self.order) == READERS:
                 return
             request, slot = self.waiting[0], self.rows.index(None)
-            self.adopt(request, slot)
-            if not self.extend(request, len(request.text) + 1):
+            path = self.known_path(request)
+            request.pages = self.prefixes.lent(path)
+            if not self.prefixes.extend(request.pages, len(request.text) + 1):
                 self.pool.take_back(request.pages)
-                request.known = 0
                 return
             self.waiting.popleft()
             request.slot, self.rows[slot] = slot, request
             self.order.append(request)
+            self.adopt(request, path)
             if request.sampler.penalises and self.history is None:
                 lengths = on_device(np.zeros(len(self.rows), np.int32))
                 self.history = History.empty(lengths, self.lm.config.v)
             if self.history is not None:
                 self.history = begun(self.history, np.int32(slot), *seen_so_far(request, self.lm.config.v))
 
-    def adopt(self, request: Request, slot: int) -> None:
-        """Give a request what is in memory of a text that begins like its own; one token is left to read."""
-        if self.prefixes is None:
-            return
-        size, text = self.pool.page_size, request.text[:-1]
-        path = self.prefixes.find(text)
+    def known_path(self, request: Request) -> list[Node]:
+        """Pages in memory that a request's text begins with, of which it can go on; a token is left to read."""
+        path, size = self.prefixes.find(request.text[:-1]), self.pool.page_size
         path = path[: len(path) * size // self.step_size * self.step_size // size]
-        if self.snapshots:
-            while path and path[-1].snapshot is None:
-                path.pop()
-            if path:
-                self.state = restored(self.state, np.int32(slot), path[-1].snapshot)
-        request.pages, request.known = [node.page for node in path], len(path) * size
-        self.pool.share(request.pages)
-        if not self.by_chunk:
-            self.copy_beside(request, path, text)
-        request.shared = request.known
+        while self.snapshots and path and path[-1].snapshot is None:
+            path.pop()
+        return path
 
-    def copy_beside(self, request: Request, path: list[Node], text: Sequence[int]) -> None:
-        """Where its text leaves the tree within a page, it gets a copy of that page to go on in."""
-        assert self.prefixes is not None
-        node, length = self.prefixes.beside(path, text)
-        if node is None:
-            return
-        self.pool.share([node.page])  # so that making room does not take it away
-        if self.extend(request, request.known + 1):
-            self.state = with_copied_page(self.state, np.int32(node.page), np.int32(request.pages[-1]))
-            request.known += length
-        self.pool.take_back([node.page])
+    def adopt(self, request: Request, path: list[Node]) -> None:
+        """Let a request go on behind pages that it was lent: with their snapshot, or in a copy of the next page."""
+        assert request.slot is not None
+        request.known = len(path) * self.pool.page_size
+        if self.snapshots and path:
+            self.state = restored(self.state, np.int32(request.slot), path[-1].snapshot)
+        if not self.by_chunk:
+            page, length = self.prefixes.beside(path, request.text[:-1])
+            if length:
+                self.state = with_copied_page(self.state, np.int32(page), np.int32(request.pages[len(path)]))
+                request.known += length
+        request.shared = request.known
 
     def remember(self, request: Request) -> None:
         """Let others share what a request has read of its prompt, if it stands where they could go on."""
         known = request.known
-        if (
-            self.prefixes is None
-            or not 0 < known <= len(request.prompt)
-            or (self.by_chunk and known % self.step_size)
-        ):
+        if not self.shares or not 0 < known <= len(request.prompt) or (self.by_chunk and known % self.step_size):
             return
         node = self.prefixes.insert(request.text[:known], request.pages)
-        if self.snapshots and node.snapshot is None:
-            assert request.slot is not None
+        if self.snapshots and node.snapshot is None and request.slot is not None:
             self.prefixes.keep(node, snapshot(self.state, np.int32(request.slot)))
-
-    def extend(self, request: Request, rows: int) -> bool:
-        """Pages for so many rows of a request, if need be those of texts that have ended; False if too few."""
-        while not self.pool.extend(request.pages, rows):
-            if self.prefixes is None or not self.prefixes.evict():
-                return False
-        return True
 
     def make_room(self, request: Request, rows: int) -> None:
         """Pages for so many rows of a request, taken from the youngest, which may be itself, if there are none."""
-        while not self.extend(request, rows):
+        while not self.prefixes.extend(request.pages, rows):
             youngest = self.order[-1]
             youngest.preempted += 1
             self.release(youngest)
@@ -369,7 +349,7 @@ class Engine:
             if request.slot is None:  # it lost its row to an older one
                 continue
             rows = request.known + len(given[request])
-            if not self.extend(request, rows + len(trees[request].tokens)):
+            if not self.prefixes.extend(request.pages, rows + len(trees[request].tokens)):
                 trees[request] = Tree()
                 self.make_room(request, rows)
         return [request for request in given if request.slot is not None]

@@ -51,13 +51,25 @@ class PrefixTree:
             path.append(node)
         return self.touched(path)
 
-    def beside(self, path: list[Node], text: Sequence[int]) -> tuple[Node | None, int]:
+    def beside(self, path: list[Node], text: Sequence[int]) -> tuple[int, int]:
         """Of the pages that follow a path, the one that begins most like the rest of a text, and for how long."""
         rest = text[len(path) * self.pool.page_size :]
         children = (path[-1] if path else self.root).children.values()
-        best = max(children, key=lambda node: agreement(node.tokens, rest), default=None)
-        length = agreement(best.tokens, rest) if best else 0
-        return (self.touched([best])[0], length) if best and length else (None, 0)
+        best = max(children, key=lambda node: agreement(node.tokens, rest), default=self.root)
+        return best.page, agreement(best.tokens, rest)
+
+    def lent(self, path: list[Node]) -> list[int]:
+        """The pages of a path, with one more holder."""
+        pages = [node.page for node in path]
+        self.pool.share(pages)
+        return pages
+
+    def extend(self, pages: list[int], rows: int) -> bool:
+        """As `PagePool.extend`, if need be at the cost of texts that nobody reads any more."""
+        while not self.pool.extend(pages, rows):
+            if not self.evict():
+                return False
+        return True
 
     def insert(self, text: Sequence[int], pages: Sequence[int]) -> Node:
         """Remember the pages of a text, all of them full; the last one's node. What is there already stays."""

@@ -64,7 +64,7 @@ def served(lm, drafts: Sequence[Any] = (None,), options=OPTIONS, **how: Any) -> 
         for i, (prompt, one) in enumerate(zip(PROMPTS, options, strict=True))
     ]
     engine.run()
-    assert len(engine.pool.free) + len(engine.prefixes.nodes if engine.prefixes else ()) == engine.pool.n_pages
+    assert len(engine.pool.free) + len(engine.prefixes.nodes) == engine.pool.n_pages
     assert engine.rows == [None] * len(engine.rows)
     assert jax.tree.map(lambda leaf: leaf.shape, engine.state) == before
     assert all(request.finish_reason == "length" for request in requests)
@@ -216,7 +216,7 @@ def said(prompt, seed, n, ends) -> list[int]:
 def check_pages(engine: Engine) -> None:
     """Every page is free or has as many holders as say that they hold it."""
     holders = Counter(page for request in engine.order for page in request.pages)
-    holders.update(node.page for node in (engine.prefixes.nodes if engine.prefixes else ()))
+    holders.update(node.page for node in engine.prefixes.nodes)
     assert [holders[page] for page in range(engine.pool.n_pages)] == engine.pool.holders
     assert sorted(engine.pool.free) == [page for page in range(engine.pool.n_pages) if not holders[page]]
 
@@ -257,9 +257,8 @@ def play(data: st.DataObject) -> None:
                 now[0] += 1.0
             check_pages(engine)
         engine.run()
-    shared = engine.prefixes.nodes if engine.prefixes else ()
-    assert len(engine.pool.free) + len(shared) == n_pages
-    while engine.prefixes and engine.prefixes.evict():
+    assert len(engine.pool.free) + len(engine.prefixes.nodes) == n_pages
+    while engine.prefixes.evict():
         pass
     assert sorted(engine.pool.free) == list(range(n_pages))
     assert not engine.order
