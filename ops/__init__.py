@@ -44,6 +44,8 @@ from .attention.paged_ref import paged_attention_ref
 from .attention.ref import attention_ref
 from .attention.split import merge_attention, split_attention
 from .cross_entropy import blocked_cross_entropy, cross_entropy, cross_entropy_ref
+from .formats.floats import decode_float, encode_float
+from .formats.floats_ref import FLOATS, FloatFormat, decode_float_ref, encode_float_ref
 from .formats.gguf import GGUF_TYPES, GGUFType
 from .formats.ref import decode_gguf_block_ref
 from .moe.capacity import moe_capacity
@@ -84,7 +86,9 @@ if TYPE_CHECKING:
     from .judge import validate
 
 __all__ = [
+    "FLOATS",
     "GGUF_TYPES",
+    "FloatFormat",
     "GGUFType",
     "absorbed_mla_attention",
     "accept",
@@ -108,7 +112,11 @@ __all__ = [
     "clamped_swiglu_ref",
     "cross_entropy",
     "cross_entropy_ref",
+    "decode_float",
+    "decode_float_ref",
     "decode_gguf_block_ref",
+    "encode_float",
+    "encode_float_ref",
     "expanded_mla_attention",
     "gated_delta_ref",
     "gathered_paged_attention",
