@@ -44,6 +44,8 @@ from .attention.paged_ref import paged_attention_ref
 from .attention.ref import attention_ref
 from .attention.split import merge_attention, split_attention
 from .cross_entropy import blocked_cross_entropy, cross_entropy, cross_entropy_ref
+from .formats.blocks import decode_blocks, encode_blocks
+from .formats.blocks_ref import BLOCKS, BlockFormat, decode_blocks_ref, encode_blocks_ref
 from .formats.floats import decode_float, encode_float
 from .formats.floats_ref import FLOATS, FloatFormat, decode_float_ref, encode_float_ref
 from .formats.gguf import GGUF_TYPES, GGUFType
@@ -86,8 +88,10 @@ if TYPE_CHECKING:
     from .judge import validate
 
 __all__ = [
+    "BLOCKS",
     "FLOATS",
     "GGUF_TYPES",
+    "BlockFormat",
     "FloatFormat",
     "GGUFType",
     "absorbed_mla_attention",
@@ -112,9 +116,13 @@ __all__ = [
     "clamped_swiglu_ref",
     "cross_entropy",
     "cross_entropy_ref",
+    "decode_blocks",
+    "decode_blocks_ref",
     "decode_float",
     "decode_float_ref",
     "decode_gguf_block_ref",
+    "encode_blocks",
+    "encode_blocks_ref",
     "encode_float",
     "encode_float_ref",
     "expanded_mla_attention",

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 from ..span import Span
@@ -61,7 +62,7 @@ class Int8:
 def coded(x: jax.Array) -> jax.Array:
     """x [... k] -> int8 [... k + 4]: round(x / scale), ties to even, with scale = max |x| / 127; then the scale."""
     x = x.astype(jnp.float32)
-    scale = jnp.max(jnp.abs(x), axis=-1, keepdims=True) / 127
+    scale = jnp.max(jnp.abs(x), axis=-1, keepdims=True) * np.float32(1 / 127)  # XLA would do so, but not always
     codes = jnp.round(x / jnp.where(scale > 0, scale, 1)).astype(jnp.int8)
     return jnp.concatenate([codes, jax.lax.bitcast_convert_type(scale[..., 0], jnp.int8)], axis=-1)
 

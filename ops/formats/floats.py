@@ -28,20 +28,19 @@ def encode_float(
     rounding: Rounding = "nearest",
     saturate: bool = False,
     random: jax.Array | None = None,
+    exponent: jax.Array | int = 0,
 ) -> jax.Array:
     """Codes of numbers x [...] of float32 or narrower: uint8, or uint16 of formats with 16 bits.
 
-    Arguments as in `encode_float_ref`; random is what `jax.random.bits(key, x.shape, "uint32")` gives.
+    Arguments as in `encode_float_ref`; random is what `jax.random.bits(key, x.shape, "uint32")` gives. x is divided
+    by 2^exponent, i32 [...] from -128 to 128, before anything is rounded.
     """
     form = float_format(format)
     if x.dtype not in (jnp.float32, jnp.bfloat16, jnp.float16):
         raise ValueError(f"encode_float: x is {x.dtype}, expected float32, bfloat16 or float16")
     bits = jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32)
-    exponent = ((bits >> 23) & 0xFF).astype(jnp.int32)
-    whole = (bits & 0x7FFFFF) | jnp.where(exponent > 0, jnp.uint32(1 << 23), jnp.uint32(0))  # 24 bits
-    power = jnp.maximum(exponent, 1) - 127  # x = whole * 2^(power - 23)
-
-    least = 1 - form.bias
+    whole, power = as_integer(x)
+    power, least = power - exponent, 1 - form.bias
     rank = jnp.maximum(power, least)  # the exponent whose steps are counted
     out = 23 - form.m + rank - power  # how many bits fall out
     code = rounded_shift(whole, out, rounding, random).astype(jnp.int32) + ((rank - least) << form.m)
@@ -56,6 +55,16 @@ def encode_float(
     code = jnp.where(is_nan, sign if form.nan is None else form.nan, code)
     code = code ^ jnp.where(bits >> 31 == 1, sign, 0)
     return code.astype(jnp.uint16 if form.bits > 8 else jnp.uint8)
+
+
+def as_integer(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """|x| of finite x [...] as whole * 2^(power - 23): whole uint32 from 2^23 to 2^24, or 0; power i32."""
+    bits = jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32)
+    exponent = ((bits >> 23) & 0xFF).astype(jnp.int32)
+    whole = (bits & 0x7FFFFF) | jnp.where(exponent > 0, jnp.uint32(1 << 23), jnp.uint32(0))
+    missing = jnp.where(whole > 0, jax.lax.clz(whole) - 8, 0)  # leading zeros of a subnormal
+    power = jnp.maximum(exponent, 1) - 127 - missing.astype(jnp.int32)
+    return whole << missing, jnp.where(whole > 0, power, -512)
 
 
 def rounded_shift(whole: jax.Array, out: jax.Array, rounding: Rounding, random: jax.Array | None) -> jax.Array:

@@ -1,0 +1,81 @@
+"""Blocks of numbers that share a scale, in JAX (definitions in `blocks_ref.py`).
+
+A scale of e8m0 is a power of two, so it is only taken off the exponents of the numbers: no division, no rounding.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .blocks_ref import BLOCKS, E8M0_NAN, BlockFormat, Coded, Policy, block_format, in_blocks
+from .floats import as_integer, decode_float, encode_float, rounded_shift
+
+__all__ = ["BLOCKS", "decode_blocks", "encode_blocks"]
+
+
+def encode_blocks(x: jax.Array, format: str, policy: Policy = "floor") -> Coded:
+    """As `encode_blocks_ref`, of float32 or narrower; numbers that are not finite give no error and no sense."""
+    form = block_format(format)
+    x = x.astype(jnp.float32)
+    blocks = in_blocks("encode_blocks", x, form)
+    largest = jnp.max(jnp.abs(blocks), axis=-1)
+    if form.scale == "e4m3fn":
+        return encode_nvfp4(x, blocks, largest, form)
+    exponent = shared_exponent(largest, form, policy)
+    elements = encode_elements(blocks, form, exponent[..., None])
+    return Coded(elements.reshape(x.shape), (exponent + 127).astype(jnp.uint8))
+
+
+def shared_exponent(largest: jax.Array, form: BlockFormat, policy: Policy) -> jax.Array:
+    """The exponent E of blocks whose largest magnitudes are given, from -127 to 127; of zeros it is -127."""
+    whole, power = as_integer(largest)
+    top = int(np.floor(np.log2(form.max)))
+    exponent = power - top
+    if policy == "ceil":
+        exponent = exponent + (whole > int(form.max * 2.0 ** (23 - top))).astype(jnp.int32)
+    return jnp.clip(jnp.where(whole > 0, exponent, -127), -127, 127)
+
+
+def encode_elements(blocks: jax.Array, form: BlockFormat, exponent: jax.Array | int) -> jax.Array:
+    """Elements of numbers divided by 2^exponent; too large ones saturate."""
+    if form.float:
+        return encode_float(blocks, form.element, saturate=True, exponent=exponent)
+    whole, power = as_integer(blocks)
+    steps = rounded_shift(whole, 23 - 6 + exponent - power, "nearest", None).astype(jnp.int32)
+    return jnp.where(jnp.signbit(blocks), -jnp.minimum(steps, 127), jnp.minimum(steps, 127)).astype(jnp.int8)
+
+
+def encode_nvfp4(x: jax.Array, blocks: jax.Array, largest: jax.Array, form: BlockFormat) -> Coded:
+    """With a scale in e4m3fn for each block and one in float32 for all."""
+    sixth, top = np.float32(1 / 6), np.float32(1 / (6 * 448))
+    tensor = normal(jnp.max(largest, initial=0) * top)
+    safe = jnp.where(tensor > 0, tensor, 1)
+    scales = encode_float((largest * sixth) / safe, "e4m3fn", saturate=True)
+    step = normal(decode_float(scales, "e4m3fn") * tensor)[..., None]
+    scaled = jnp.where(step > 0, blocks / jnp.where(step > 0, step, 1), 0)
+    return Coded(encode_elements(scaled, form, 0).reshape(x.shape), scales, tensor)
+
+
+def decode_blocks(coded: Coded, format: str) -> jax.Array:
+    """Float32 numbers [..., n]: those of `decode_blocks_ref`, but 0 below the normal numbers."""
+    form = block_format(format)
+    elements = in_blocks("decode_blocks", coded.elements, form)
+    numbers = decode_float(elements, form.element) if form.float else elements.astype(jnp.float32) * (1 / 64)
+    if coded.tensor_scale is not None:
+        step = normal(decode_float(coded.scales, "e4m3fn") * coded.tensor_scale)
+        return (numbers * step[..., None]).reshape(coded.elements.shape)
+    exponent = coded.scales.astype(jnp.int32)[..., None] - 127
+    first = exponent // 2  # 2^-127 itself would be no normal number
+    numbers = numbers * power_of_two(first) * power_of_two(exponent - first)
+    unknown = (coded.scales == E8M0_NAN)[..., None]
+    return jnp.where(unknown, jnp.nan, numbers).reshape(coded.elements.shape)
+
+
+def power_of_two(exponent: jax.Array) -> jax.Array:
+    """Float32 2^exponent, for exponents from -126 to 127."""
+    return jax.lax.bitcast_convert_type((exponent + 127) << 23, jnp.float32)
+
+
+def normal(x: jax.Array) -> jax.Array:
+    """Float32 x, and 0 for what is below the normal numbers."""
+    return jnp.where(jnp.abs(x) < np.finfo(np.float32).tiny, 0, x)

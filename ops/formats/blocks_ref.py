@@ -1,0 +1,144 @@
+"""Blocks of numbers that share a scale: the OCP Microscaling formats, NVFP4 and integers, by definition.
+
+    MX      element_i = cast(x_i / 2^E), one E for 32 numbers, kept as the byte E + 127 (e8m0; 255 is NaN)
+    NVFP4   element_i = cast(x_i / (s t)), s of 16 numbers in e4m3fn, t of the whole tensor in float32
+
+Sources: OCP Microscaling Formats (MX) Specification 1.0, sections 5.2 and 6.3; NVIDIA, "Pretraining Large Language
+Models with NVFP4" (arXiv:2509.25149), appendix A. E is chosen by a policy:
+
+    floor   floor(log2 max|x|) less the exponent of the largest element; what is then too large saturates (OCP)
+    ceil    the smallest E for which nothing is too large
+
+Every step is exact or rounded once in float32, and no step may divide by a constant (a compiler would multiply with
+its reciprocal) or depend on subnormals (which many devices take for zero): so every device gets the same bits.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from .floats_ref import FLOATS, FloatFormat, decode_float_ref, encode_float_ref
+
+Policy = Literal["floor", "ceil"]
+E8M0_NAN = 255
+
+
+@dataclass(frozen=True)
+class BlockFormat:
+    """`size` numbers share a scale; they are kept in the float format `element`, or as int8 in steps of 1/64."""
+
+    name: str
+    element: str
+    size: int
+    scale: Literal["e8m0", "e4m3fn"] = "e8m0"
+
+    @property
+    def float(self) -> FloatFormat | None:
+        """The elements' format, None for integers."""
+        return FLOATS.get(self.element)
+
+    @property
+    def max(self) -> float:
+        """The largest element."""
+        return self.float.max if self.float else 127 / 64
+
+
+BLOCKS = {
+    one.name: one
+    for one in (
+        BlockFormat("mxfp8_e5m2", "e5m2", 32),
+        BlockFormat("mxfp8_e4m3", "e4m3fn", 32),
+        BlockFormat("mxfp6_e3m2", "e3m2", 32),
+        BlockFormat("mxfp6_e2m3", "e2m3", 32),
+        BlockFormat("mxfp4", "e2m1", 32),
+        BlockFormat("mxint8", "int8", 32),
+        BlockFormat("nvfp4", "e2m1", 16, "e4m3fn"),
+    )
+}
+
+
+class Coded(NamedTuple):
+    """Numbers [..., n] in blocks: elements [..., n] uint8 (int8 of mxint8), scales [..., n / size] uint8, and the
+    tensor's own scale, float32 [] (NVFP4; else None).
+    """
+
+    elements: np.ndarray
+    scales: np.ndarray
+    tensor_scale: np.ndarray | None = None
+
+
+def block_format(name: str) -> BlockFormat:
+    """A format by name; ValueError lists those there are."""
+    if name not in BLOCKS:
+        raise ValueError(f"format is {name!r}, expected one of {', '.join(BLOCKS)}")
+    return BLOCKS[name]
+
+
+def encode_blocks_ref(x: np.ndarray, format: str, policy: Policy = "floor") -> Coded:
+    """Numbers x [..., n], n a multiple of the block's size. ValueError if it is not, or if x is not finite."""
+    form, x = block_format(format), np.asarray(x, np.float32)
+    blocks = in_blocks("encode_blocks_ref", x, form)
+    if not np.all(np.isfinite(x)):
+        raise ValueError("encode_blocks_ref: x holds NaN or infinity, expected finite numbers")
+    largest = np.max(np.abs(blocks), axis=-1)
+    if form.scale == "e4m3fn":
+        return encode_nvfp4_ref(x, blocks, largest, form)
+    exponent = shared_exponent_ref(largest, form, policy)
+    scaled = np.ldexp(blocks.astype(np.float64), -exponent[..., None])
+    return Coded(encode_elements_ref(scaled, form).reshape(x.shape), (exponent + 127).astype(np.uint8))
+
+
+def shared_exponent_ref(largest: np.ndarray, form: BlockFormat, policy: Policy) -> np.ndarray:
+    """The exponent E of blocks whose largest magnitudes are given, from -127 to 127; of zeros it is -127."""
+    _, above = np.frexp(largest.astype(np.float64))  # largest = fraction * 2^above, fraction from 1/2 to 1
+    exponent = above - 1 - int(np.floor(np.log2(form.max)))
+    if policy == "ceil":
+        exponent += np.ldexp(largest.astype(np.float64), -exponent) > form.max
+    return np.clip(np.where(largest > 0, exponent, -127), -127, 127)
+
+
+def encode_elements_ref(scaled: np.ndarray, form: BlockFormat) -> np.ndarray:
+    """Elements of numbers that were divided by their scale; too large ones saturate."""
+    if form.float:
+        return encode_float_ref(scaled, form.element, saturate=True).astype(np.uint8)
+    return np.clip(np.rint(scaled * 64), -127, 127).astype(np.int8)
+
+
+def encode_nvfp4_ref(x: np.ndarray, blocks: np.ndarray, largest: np.ndarray, form: BlockFormat) -> Coded:
+    """t is the float32 nearest to max|x| / (6 * 448), s the e4m3fn nearest to max|block| / (6 t)."""
+    sixth, top = np.float32(1 / 6), np.float32(1 / (6 * 448))
+    tensor = normal(np.max(largest, initial=0) * top)
+    safe = np.where(tensor > 0, tensor, np.float32(1))
+    scales = encode_float_ref((largest * sixth) / safe, "e4m3fn", saturate=True)
+    step = normal(decode_float_ref(scales, "e4m3fn").astype(np.float32) * tensor)[..., None]
+    scaled = np.where(step > 0, blocks / np.where(step > 0, step, np.float32(1)), np.float32(0))
+    return Coded(encode_elements_ref(scaled, form).reshape(x.shape), scales.astype(np.uint8), tensor)
+
+
+def normal(x: np.ndarray) -> np.ndarray:
+    """Float32 x, and 0 for what is below the normal numbers."""
+    return np.where(np.abs(x) < np.finfo(np.float32).tiny, np.float32(0), x)
+
+
+def decode_blocks_ref(coded: Coded, format: str) -> np.ndarray:
+    """Float64 numbers [..., n]; NVFP4's scales are multiplied in float32, everything else is exact."""
+    form = block_format(format)
+    elements = in_blocks("decode_blocks_ref", coded.elements, form)
+    numbers = decode_float_ref(elements, form.element) if form.float else elements.astype(np.float64) / 64
+    if coded.tensor_scale is None:
+        exponents = coded.scales.astype(np.int64) - 127
+        scale = np.where(coded.scales == E8M0_NAN, np.nan, np.ldexp(1.0, exponents))
+    else:
+        scale = normal(decode_float_ref(coded.scales, "e4m3fn").astype(np.float32) * coded.tensor_scale)
+    return (numbers * scale[..., None].astype(np.float64)).reshape(coded.elements.shape)
+
+
+def in_blocks(op: str, x: np.ndarray, form: BlockFormat) -> np.ndarray:
+    """x [..., n] as [..., n / size, size]; ValueError if that does not come out even."""
+    if x.ndim == 0 or x.shape[-1] % form.size or x.size == 0:
+        shape = list(x.shape)
+        raise ValueError(
+            f"{op}: x has shape {shape}, expected a last axis of a multiple of {form.size}, and not none"
+        )
+    return x.reshape(*x.shape[:-1], -1, form.size)
