@@ -27,12 +27,11 @@ import minillm
 from minillm.engine import Engine
 
 from .decode import TEXT, cpu_model, rounded, span, versions
-from .peers import MODEL, THREADS, transformers_model
+from .peers import MODEL, THREADS, require_peers, transformers_model
 from .timing import Contestant, Round, Turn, median_interval, rotated
 
 RESULTS = Path(__file__).parent / "results" / "batching.json"
 REQUESTS = 16
-WARM_UP = [[1, 2, 3]] * 2, [4, 4]
 
 
 class Work(NamedTuple):
@@ -121,12 +120,17 @@ OURS: dict[str, Any] = {
 @click.option("--rounds", default=5, show_default=True, type=click.IntRange(1), help="Turns of each.")
 @click.option("--peers", is_flag=True, help="With transformers (needs the oracle extra).")
 def main(rounds: int, peers: bool) -> None:
+    if peers:
+        require_peers()
     opened = OURS | ({"transformers": open_transformers} if peers else {})
     alike, ragged = works()
     one = Work(alike.prompts[:1], alike.lengths[:1])
     work = {name: one if name.startswith("alone") else alike for name in OURS}
     with ExitStack() as stack:
-        players = {name: stack.enter_context(Contestant(how, WARM_UP)) for name, how in opened.items()}
+        players = {
+            name: stack.enter_context(Contestant(how, one if name.startswith("alone") else ragged))
+            for name, how in opened.items()
+        }
         even = [play(players, work, i) for i in range(rounds)]
         uneven = [
             play(players, {name: ragged for name in opened if name in ("paged", "transformers")}, i)
@@ -156,7 +160,8 @@ def main(rounds: int, peers: bool) -> None:
         "versions": versions(peers=peers),
     }
     show(report)
-    RESULTS.write_text(json.dumps(report, indent=2) + "\n")
+    if peers:  # a run alone must not replace a comparison
+        RESULTS.write_text(json.dumps(report, indent=2) + "\n")
 
 
 def works() -> tuple[Work, Work]:

@@ -1,13 +1,15 @@
 """Where drafts and batches say another token than plain greedy decoding: `python -m bench.divergence`.
 
 Sums in floating point depend on the shape of the program, so outside of exact mode two tokens that are almost
-equally likely may change places. Counts how often, and compares the gap between the two likeliest tokens at each
-such place with the bound: both logits may be off by ROUNDING of the largest logit. A gap above it is an error.
+equally likely may change places. Counts how often, and by how much the other token is less likely at each such
+place. The bound: the logits of two tokens, in the other program and in the one that is asked for the gap, may each
+be off by ROUNDING of the largest logit. A gap above it is an error, and so is a text that ends too soon.
 Writes results/divergence.json.
 """
 
 import json
 from collections.abc import Callable
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -30,16 +32,23 @@ ROUNDING = 64 * 2.0**-24
 
 Prompts = list[list[int]]
 Way = Callable[[LM, Prompts, int], list[list[int]]]
+END = -1  # stands for whatever token ended a text
 
 
-def plain(lm: LM, prompts: Prompts, n: int) -> list[list[int]]:
+def ended(tokens: list[int], reason: str | None) -> list[int]:
+    """The tokens of a text, and END if one ended it."""
+    return [*tokens, END] if reason == "stop" else tokens
+
+
+def plain(lm: LM, prompts: Prompts, n: int, draft: str | None = None) -> list[list[int]]:
     """One after the other, a token a pass."""
-    return [lm.generate(prompt, max_tokens=n, temperature=0.0).tokens for prompt in prompts]
+    texts = [lm.generate(prompt, max_tokens=n, temperature=0.0, draft=draft) for prompt in prompts]
+    return [ended(one.tokens, one.finish_reason) for one in texts]
 
 
 def drafted(lm: LM, prompts: Prompts, n: int) -> list[list[int]]:
     """One after the other, with drafts looked up."""
-    return [lm.generate(one, max_tokens=n, temperature=0.0, draft="prompt-lookup").tokens for one in prompts]
+    return plain(lm, prompts, n, "prompt-lookup")
 
 
 def batched(lm: LM, prompts: Prompts, n: int) -> list[list[int]]:
@@ -47,7 +56,7 @@ def batched(lm: LM, prompts: Prompts, n: int) -> list[list[int]]:
     engine = Engine(lm, max_batch=8)
     requests = [engine.submit(prompt, max_tokens=n, temperature=0.0) for prompt in prompts]
     engine.run()
-    return [request.tokens for request in requests]
+    return [ended(request.tokens, request.finish_reason) for request in requests]
 
 
 WAYS: dict[str, Way] = {"drafted": drafted, "batched": batched}
@@ -56,16 +65,17 @@ WAYS: dict[str, Way] = {"drafted": drafted, "batched": batched}
 def divergences(
     lm: LM, prompts: Prompts, expected: list[list[int]], found: list[list[int]]
 ) -> list[dict[str, Any]]:
-    """The first difference of each text: where, the gap of the two likeliest tokens there, and its bound."""
+    """The first difference of each text: where, by how much the other token is less likely, and the bound."""
     places = []
     for prompt, one, other in zip(prompts, expected, found, strict=True):
-        pairs = enumerate(zip(one, other, strict=False))
+        pairs = enumerate(zip_longest(one, other))
         place = next((i for i, (a, b) in pairs if a != b), None)
         if place is not None:
             logits = lm.logits([[*prompt, *one[:place]]])[0, -1]
-            second, first = np.sort(logits)[-2:].tolist()
-            bound = 2 * ROUNDING * float(np.abs(logits).max())
-            places.append({"place": place, "gap": first - second, "bound": bound})
+            said = other[place] if place < len(other) else None
+            score = -np.inf if said is None else logits[[*lm.ends] if said == END else said].max()
+            bound = 4 * ROUNDING * float(np.abs(logits).max())
+            places.append({"place": place, "gap": float(logits.max() - score), "bound": bound})
     return places
 
 

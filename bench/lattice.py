@@ -1,8 +1,8 @@
 """Which features go together, and whether nothing is lost: `python -m bench.lattice`.
 
 Every family, from its tiny random checkpoint, with every kind of memory, one request alone or several at once,
-with no drafts, chains or trees of them. In exact mode all must say, to the bit, what a request says alone, without
-drafts, in plain memory. The drafter is an adversary: it knows what is to come and errs on purpose, so that every
+with no drafts, chains or trees of them. In exact mode all must say, to the bit, what a request says alone,
+without drafts, in contiguous memory. The drafter is an adversary: it knows what is to come and errs on purpose, so that every
 round keeps some and rejects some; where pages are few, requests lose theirs and start again.
 
 Writes the table in minillm/README.md; `--check` compares with it instead.
@@ -31,7 +31,10 @@ BEGIN, END = "<!-- python -m bench.lattice -->\n", "<!-- end -->\n"
 
 CONTEXT, ROWS, PAGE = 64, 3, 4
 PAGES = 17  # the longest request fits, with little beside it
-OPTIONS: dict[str, Any] = {"max_tokens": 12, "temperature": 0.0}
+GREEDY: dict[str, Any] = {"max_tokens": 12, "temperature": 0.0}
+DRAWN = GREEDY | {"temperature": 0.9, "top_p": 0.95, "seed": 1}
+PENALISED = DRAWN | {"repeat_penalty": 1.2, "frequency_penalty": 0.1, "seed": 2}
+OPTIONS = (GREEDY, DRAWN, GREEDY, PENALISED, GREEDY)
 RNG = np.random.default_rng(0)
 PROMPTS = [RNG.integers(3, 50, n).tolist() for n in (9, 1, 40, 17, 3)]
 
@@ -96,7 +99,10 @@ class Lattice:
         cache = MEMORIES[memory].get("cache")
         if cache not in self.plain:
             engine = self.engine(kind="contiguous", cache=cache)
-            self.plain[cache] = [engine.submit(one, **OPTIONS).wait().tokens for one in PROMPTS]
+            self.plain[cache] = [
+                engine.submit(prompt, **options).wait().tokens
+                for prompt, options in zip(PROMPTS, OPTIONS, strict=True)
+            ]
         return self.plain[cache]
 
     def engine(self, **how: Any) -> Engine:
@@ -107,8 +113,8 @@ class Lattice:
         """Whether a combination says what it should; UserError if it is refused."""
         expected, drafter = self.expected(cell.memory), {"chains": Foreseeing, "trees": Doubting}.get(cell.drafts)
         engine, said = self.engine(**MEMORIES[cell.memory]), []
-        for prompt, tokens in zip(PROMPTS, expected, strict=True):
-            request = engine.submit(prompt, draft=drafter and drafter([*prompt, *tokens]), **OPTIONS)
+        for prompt, tokens, options in zip(PROMPTS, expected, OPTIONS, strict=True):
+            request = engine.submit(prompt, draft=drafter and drafter([*prompt, *tokens]), **options)
             said.append(request.wait() if cell.way == "alone" else request)
         engine.run()
         self.preempted += sum(request.preempted for request in said)
@@ -138,7 +144,7 @@ def refusal() -> str:
     """The sentence that refuses a memory which cannot be lossless, after seeing it run where that is allowed."""
     with tempfile.TemporaryDirectory() as folder:
         lm = opened("llama", Path(folder))
-        Engine(lm, context=CONTEXT, cache="h2o:20", lossy=True).submit(PROMPTS[0], **OPTIONS).wait()
+        Engine(lm, context=CONTEXT, cache="h2o:20", lossy=True).submit(PROMPTS[0], **GREEDY).wait()
         try:
             Engine(lm, context=CONTEXT, cache="h2o:20")
         except UserError as error:

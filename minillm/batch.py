@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from .engine import Engine
 from .errors import UserError
 from .request import Request
-from .sampling import is_count, require
+from .sampling import is_count, new_sampler, require
 
 if TYPE_CHECKING:
     from .lm import LM
@@ -42,28 +42,31 @@ class Job:
 
     A line is a string, or an object with a `prompt` and any of OPTIONS, which go before those given here
     (max_tokens must be). Line i without a seed of its own uses the one given, or drawn for the file, plus i.
-    serving are options of the `Engine`.
+    serving are options of the `Engine`; `whose` is what else decides what is said, the model for one.
     """
 
-    def __init__(self, source: Path, target: Path, model: str, options: dict[str, Any], serving: dict[str, Any]):
+    def __init__(self, source: Path, target: Path, whose: Any, options: dict[str, Any], serving: dict[str, Any]):
+        if not target.name:
+            raise UserError(f"the output is {str(target)!r}, expected the name of a file")
         self.source, self.target, self.part = source, target, target.with_name(target.name + ".part")
-        self.serving = serving
         raw = source.read_bytes()
         options = dict(options)
         self.seed = options.pop("seed", None)
-        self.job = sha256(
-            raw + json.dumps([model, serving, options, self.seed], sort_keys=True).encode()
-        ).hexdigest()
+        if self.seed is not None:
+            new_sampler(seed=self.seed)
+        asked = json.dumps([whose, serving, options, self.seed], sort_keys=True)
+        self.job = sha256(raw + asked.encode()).hexdigest()
         self.lines = [self.parsed(number, line, options) for number, line in enumerate(raw.splitlines(), 1)]
         if not self.lines:
             raise UserError(f"{source}: no prompts, expected one JSON value a line")
+        self.serving = serving | {"max_batch": min(serving["max_batch"], len(self.lines))}
 
     def parsed(self, number: int, line: bytes, options: dict[str, Any]) -> dict[str, Any]:
         """What one line asks for; UserError names it if that is nothing."""
         where = f"{self.source}, line {number}"
         try:
             value = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise UserError(f'{where} is no JSON, expected a string or an object with a "prompt"') from None
         value = {"prompt": value} if isinstance(value, str) else value
         if not isinstance(value, dict) or not isinstance(value.get("prompt"), str):
@@ -71,11 +74,14 @@ class Job:
         unknown = sorted(set(value) - OPTIONS - {"prompt"})
         if unknown:
             raise UserError(f"{where} has {unknown[0]!r}, expected prompt and {', '.join(sorted(OPTIONS))}")
+        truths = [name for name, one in value.items() if isinstance(one, bool)]
+        if truths:
+            raise UserError(f"{where}: {truths[0]} is {str(value[truths[0]]).lower()}, expected no true or false")
         asked = {**options, **{name: one for name, one in value.items() if one is not None}}
         require(is_count(asked["max_tokens"]), f"{where}: max_tokens", asked["max_tokens"], "1 or more")
         return asked
 
-    def run(self, lm: "LM", encode: Encode, max_batch: int) -> Generator[dict[str, Any]]:
+    def run(self, lm: "LM", encode: Encode) -> Generator[dict[str, Any]]:
         """Do what is not done yet, yielding each result; at the end the output is there, whole.
 
         encode makes token ids of a prompt.
@@ -84,7 +90,7 @@ class Job:
             wanted = [{"seed": (seed + i) % 2**32, **line} for i, line in enumerate(self.lines)]
             prompts = [self.naming(i, encode, one.pop("prompt")) for i, one in enumerate(wanted)]
             longest = max(len(ids) + one["max_tokens"] for ids, one in zip(prompts, wanted, strict=True))
-            engine = Engine(lm, max_batch=max_batch, context=longest, steady=True, **self.serving)
+            engine = Engine(lm, context=longest, steady=True, **self.serving)
             requests: dict[int, Request] = {}
             for i, one in enumerate(wanted):
                 requests[i] = self.naming(i, engine.submit, prompts[i], **one)
@@ -96,8 +102,8 @@ class Job:
                 for i in [i for i, request in requests.items() if request.done]:
                     done[i] = result(i, requests.pop(i), wanted[i]["seed"])
                     if not file.tell():
-                        file.write(json.dumps({"job": self.job, "seed": seed}) + "\n")
-                    file.write(json.dumps(done[i], ensure_ascii=False) + "\n")
+                        file.write(as_line({"job": self.job, "seed": seed}))
+                    file.write(as_line(done[i]))
                     file.flush()
                     yield done[i]
             self.finish([done[i] for i in range(len(wanted))])
@@ -115,33 +121,50 @@ class Job:
 
         UserError if it belongs to another job, another run is writing it, or the output is there already.
         """
-        if self.target.exists() and not self.part.exists():  # both are there if a run was killed at the very end
-            raise UserError(f"{self.target} is there already; move it away, or name another output")
-        with open(self.part, "a+", encoding="utf-8") as file:
+        if self.target.exists() and not self.part.exists():
+            raise self.already_there()
+        with open(self.part, "a+b") as file:
             lock(file, self.part)
             file.seek(0)
-            text = file.read()
-            lines = text[: text.rfind("\n") + 1].splitlines(keepends=True)  # the last one may have been cut off
-            file.truncate(sum(len(line.encode()) for line in lines))
-            header = {"job": self.job, "seed": secrets.randbits(32) if self.seed is None else self.seed}
-            header, *results = [json.loads(line) for line in lines] or [header]
-            if header.get("job") != self.job:
-                raise UserError(f"{self.part} is what is left of another job; move it away, or name another output")
+            whole, cut, _ = file.read().rpartition(b"\n")  # the last line may have been cut off
+            file.truncate(len(whole) + len(cut))
+            file.seek(0, os.SEEK_END)
+            seed, results = self.understood(whole.split(b"\n")) if cut else (self.seed, [])
+            if self.target.exists() and len(results) < len(self.lines):  # else it was killed at the very end
+                raise self.already_there()
             try:
-                yield file, header["seed"], {one["line"]: one for one in results}
+                yield file, secrets.randbits(32) if seed is None else seed, {one["line"]: one for one in results}
             finally:
                 if not file.tell():  # nothing was done
                     self.part.unlink(missing_ok=True)
 
+    def understood(self, lines: list[bytes]) -> tuple[int, list[dict[str, Any]]]:
+        """The seed and the results in the lines of the file; UserError if it is not of this job."""
+        try:
+            header, *results = [json.loads(line) for line in lines]
+            if header["job"] == self.job:
+                return header["seed"], results
+        except (ValueError, TypeError, KeyError):
+            pass
+        raise UserError(f"{self.part} is what is left of another job; move it away, or name another output")
+
+    def already_there(self) -> UserError:
+        """That the output exists."""
+        return UserError(f"{self.target} is there already; move it away, or name another output")
+
     def finish(self, results: list[dict[str, Any]]) -> None:
         """Put the results in order where the output belongs, in one go."""
         draft = self.target.with_name(self.target.name + ".tmp")
-        with open(draft, "w", encoding="utf-8") as file:
+        with open(draft, "wb") as file:
             for one in results:
-                line = {name: value for name, value in one.items() if name != "line"}
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+                file.write(as_line({name: value for name, value in one.items() if name != "line"}))
         os.replace(draft, self.target)
-        self.part.unlink()
+        self.part.unlink(missing_ok=True)
+
+
+def as_line(value: dict[str, Any]) -> bytes:
+    """A line of JSON."""
+    return (json.dumps(value, ensure_ascii=False) + "\n").encode()
 
 
 def result(line: int, request: Request, seed: int) -> dict[str, Any]:

@@ -9,7 +9,8 @@ One iteration is two programs. `read` takes in a chunk of the prompts of up to t
 holds up nobody; `verify` (speculative/verify.py) goes on with all the others by a token, or by several where
 they have a drafter. A text that begins like one before it shares its pages (cache/prefix.py). When pages run out,
 the youngest request gives its own back and later reads its text again. What a request says depends on its prompt
-and seed, not on who else is there: the draw at a position has its own random numbers.
+and seed, not on who else is there: the draw at a position has its own random numbers. Only near-ties may fall
+another way, as the rounding of a sum depends on the shape of the program; `steady` and `exact` are for that.
 """
 
 import math
@@ -62,7 +63,9 @@ class Language(Protocol):
     def ends(self) -> set[int]: ...
     def store_for(self, rows: int) -> None: ...
     def memory(self, cache: str | None, lossy: bool) -> StateSpec: ...
-    def prompt_ids(self, prompt: str | Sequence[int]) -> list[int]: ...
+    def longest(self, memory: StateSpec) -> int: ...
+    def drafter(self, draft: "str | Drafter | None") -> "Drafter | None": ...
+    def prompt_ids(self, prompt: str | Sequence[int], context: int | None) -> list[int]: ...
 
 
 @partial(jax.jit, donate_argnames=("state", "history"))
@@ -99,7 +102,8 @@ class Engine:
     cache     as in `LM.stream`; all but int8 take the place of pages. What h2o forgets depends on who else is
               there, so it needs `lossy`
     share     whether texts that begin alike share pages
-    steady    rounding does not depend on who else is there: without drafts, the same bits in any company
+    steady    rounding does not depend on who else is there: without drafts, and as long as nobody loses its pages,
+              the same bits in any company. Texts then share only whole chunks of their prompts
     exact     everything in one program of one shape: tokens are the same to the bit whoever else is there,
               whatever is drafted and however often a text is read again; slower
     """
@@ -120,16 +124,20 @@ class Engine:
         exact: bool = False,
     ):
         require(kind in ("paged", "contiguous"), "kind", kind, "paged or contiguous")
-        require(is_count(max_batch), "max_batch", max_batch, "1 or more")
-        self.context = min(context, lm.config.context)
+        counts = {"max_batch": max_batch, "page_size": page_size, "context": context, "n_pages": n_pages}
+        for name, count in counts.items():
+            require(is_count(count) or (name == "n_pages" and count is None), name, count, "1 or more")
+        memory = lm.memory(cache, lossy)
+        self.context = min(context, lm.longest(memory))
         each = -(-self.context // page_size)
-        self.pool = PagePool(max_batch * each if n_pages is None else n_pages, page_size)
-        self.spec = replace(lm.memory(cache, lossy), slots=max_batch, max_len=self.context)
-        if kind == "paged" and not self.spec.forgets:
+        self.pool = PagePool(n_pages or max_batch * each, page_size)
+        self.spec = replace(memory.for_at_most(self.context), slots=max_batch, max_len=self.context)
+        if kind == "paged" and not memory.forgets:
             self.spec = replace(self.spec, kind="paged", page_size=page_size, n_pages=self.pool.n_pages)
-        lm.store_for(max_batch)
-        self.lm, self.exact = lm, exact
-        self.state: Any = lm.model.init_state(self.spec)
+        require(n_pages is None or self.spec.kind == "paged", "n_pages", n_pages, "none: this memory has no pages")
+        lm.store_for(max_batch * EXACT if exact else max_batch)
+        self.lm, self.model, self.exact = lm, lm.model, exact
+        self.state: Any = self.model.init_state(self.spec)
         self.prefixes, self.shares = PrefixTree(self.pool), share and self.spec.kind == "paged"
         self.snapshots = not all_paged(self.state)
         self.steady = steady or exact
@@ -146,13 +154,15 @@ class Engine:
         *,
         max_tokens: int = 128,
         stop: str | Sequence[str] = (),
-        draft: "Drafter | None" = None,
+        draft: "str | Drafter | None" = None,
         timeout: float | None = None,
         **sampling: Any,
     ) -> Request:
         """Put a request in line; sampling as in `LM.stream`. UserError if it does not fit, now or ever."""
-        ids, sampler = self.lm.prompt_ids(prompt), jax.device_get(new_sampler(**sampling))
+        ids, sampler = self.lm.prompt_ids(prompt, self.context + 1), jax.device_get(new_sampler(**sampling))
         require(is_count(max_tokens), "max_tokens", max_tokens, "1 or more")
+        seconds = timeout is None or (isinstance(timeout, int | float) and timeout > 0)
+        require(seconds, "timeout", timeout, "seconds, more than 0")
         end = min(len(ids) + max_tokens, self.context)
         require(len(ids) < self.context, "prompt", f"{len(ids)} tokens", f"less than the context of {self.context}")
         needed = self.pool.pages_for(end)
@@ -162,7 +172,7 @@ class Engine:
                 "ask for fewer tokens, or give the engine more pages"
             )
         output = Output(self.lm.tokenizer, self.lm.ends, stop)
-        request = Request(self, ids, sampler, end, output, draft, timeout)
+        request = Request(self, ids, sampler, end, output, self.lm.drafter(draft), timeout)
         self.waiting.append(request)
         return request
 
@@ -237,7 +247,7 @@ class Engine:
             request.slot, self.rows[slot] = slot, request
             self.order.append(request)
             self.adopt(request, path)
-            if request.sampler.penalises and self.history is None:
+            if (request.sampler.penalises or self.exact) and self.history is None:
                 lengths = on_device(np.zeros(len(self.rows), np.int32))
                 self.history = History.empty(lengths, self.lm.config.v)
             if self.history is not None:
@@ -301,7 +311,7 @@ class Engine:
         for row, request in enumerate(reading):
             n[row], tokens[row, : len(chunks[request])] = len(chunks[request]), chunks[request]
         self.state, self.history, drawn = read(
-            self.lm.model,
+            self.model,
             self.state,
             self.history,
             together([request and request.sampler for request in rows]),
@@ -330,9 +340,9 @@ class Engine:
         rows = self.rows if slot is None else [self.rows[one] for one in slot]
         wanted = [(given[row], trees[row]) if row in going else None for row in rows]
         guess = new_guess(wanted, t, self.exact, slot, self.tables(rows))
-        sampler = together([row and row.sampler for row in rows])
+        sampler = together([row and row.sampler for row in rows], self.exact)
         self.state, self.history, tokens, n = verify(
-            self.lm.model, self.state, self.history, sampler, guess, starts(rows)
+            self.model, self.state, self.history, sampler, guess, starts(rows)
         )
         for request, new in zip(rows, of_lengths(tokens, n), strict=True):
             if request not in going:
@@ -373,7 +383,7 @@ class Engine:
         if request.drafter is None or not request.decodes or room <= 0:
             return Tree()
         try:
-            return drafted_by(request.drafter, request.text, room, self.lm.model)
+            return drafted_by(request.drafter, request.text, room, self.model)
         except Exception as error:
             self.fail(request, error)
             return Tree()

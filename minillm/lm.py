@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 SEVERAL = 8  # tokens that a pass over a draft takes in, about
 ENDLESS = 1 << 30  # tokens of a text whose memory does not grow
-NO_KEYS = "none: this model has no keys and values that could be kept so"
+NO_KEYS = "none: it would change nothing in this model"
 LOSSY = "another kind: what h2o forgets changes with drafts and batches; --lossy (lossy=True) allows it"
 
 
@@ -131,15 +131,21 @@ class LM:
             frequency_penalty=frequency_penalty,
             seed=seed,
         )
-        context = ENDLESS if memory.kind == "sinks" and not self.config.learned_positions else self.config.context
+        context = self.longest(memory)
         ids = self.prompt_ids(prompt, context)
         require(is_count(max_tokens), "max_tokens", max_tokens, "1 or more")
+        memory = memory.for_at_most(bucket(min(len(ids) + int(max_tokens), context), 1))
         plan = Plan.of(ids, int(max_tokens), context, memory)
         output = Output(self.tokenizer, self.ends, stop)
         if draft is not None or exact:
             self.store_for(SEVERAL)
-        drafter = new_drafter(self, draft) if isinstance(draft, str) else draft
-        return Stream(self, plan, sampler, output, drafter, exact)
+        return Stream(self, plan, sampler, output, self.drafter(draft), exact)
+
+    def drafter(self, draft: "str | Drafter | None") -> "Drafter | None":
+        """A drafter by name, or as it is; UserError if it is none."""
+        known = draft is None or isinstance(draft, str) or hasattr(draft, "draft")
+        require(known, "draft", draft, "a name or something with a method draft")
+        return new_drafter(self, draft) if isinstance(draft, str) else draft
 
     def memory(self, cache: str | None, lossy: bool) -> StateSpec:
         """The kind of memory that a user asks for by name, for one sequence of one token.
@@ -152,6 +158,10 @@ class LM:
         require(lossy or spec.kind != "h2o", "cache", cache, LOSSY)
         require(states_differ(self.shapes, spec, PLAIN, long), "cache", cache, NO_KEYS)
         return spec
+
+    def longest(self, memory: StateSpec) -> int:
+        """How many tokens a text may have in such memory."""
+        return ENDLESS if memory.kind == "sinks" and not self.config.learned_positions else self.config.context
 
     def prompt_ids(self, prompt: str | Sequence[int], context: int | None = None) -> list[int]:
         """Token ids of a prompt that this model can continue; context is its own unless given."""
@@ -211,7 +221,7 @@ def new_drafter(lm: LM, name: str) -> "Drafter":
         return NGram()
     if name.startswith("skip:"):
         layers = name.removeprefix("skip:")
-        require(layers.isdecimal(), "draft", name, "skip:K, K layers to leave out")
+        require(layers.isdecimal() and len(layers) < 5, "draft", name, "skip:K, K layers to leave out")
         return DraftModel(without_layers(lm.model, lm.config, int(layers)), lm.config.context)
     try:
         small = load(name)

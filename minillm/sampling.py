@@ -183,16 +183,16 @@ CHANGES_NOTHING: dict[str, float] = {
 DRAWING, PENALTIES = tuple(CHANGES_NOTHING)[:4], tuple(CHANGES_NOTHING)[4:]
 
 
-def together(samplers: Sequence[Sampler | None]) -> Sampler:
+def together(samplers: Sequence[Sampler | None], every: bool = False) -> Sampler:
     """One sampler for a batch of sequences with one each; None is a row that nobody uses.
 
     If one of them draws, or has penalties, all go through those stages, with values that change nothing: so there
-    are three programs and not one for each set of options.
+    are three programs and not one for each set of options. With `every` stage there is only one.
     """
 
     def stage(name: str) -> np.ndarray | None:
         group = DRAWING if name in DRAWING else PENALTIES
-        if all(getattr(one, other) is None for one in samplers if one for other in group):
+        if not every and all(getattr(one, other) is None for one in samplers if one for other in group):
             return None
         values = [None if one is None else getattr(one, name) for one in samplers]
         dtype = np.int32 if name == "top_k" else np.float32

@@ -1,4 +1,4 @@
-"""Heavy hitters (H2O; Zhang et al. 2023, arXiv:2306.14048): forget what is looked at least.
+"""Heavy hitters (H2O; Zhang et al. 2023, arXiv:2306.14048): forget what is least attended to.
 
 Each KV head keeps the newest tokens and, of the older ones, those that have drawn the most attention so far, summed
 over all queries. Rows hold tokens in no order, so each knows its position.

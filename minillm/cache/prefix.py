@@ -66,10 +66,22 @@ class PrefixTree:
 
     def extend(self, pages: list[int], rows: int) -> bool:
         """As `PagePool.extend`, if need be at the cost of texts that nobody reads any more."""
+        if self.pool.pages_for(rows) - len(pages) > len(self.pool.free) + self.reclaimable():
+            return False
         while not self.pool.extend(pages, rows):
-            if not self.evict():
-                return False
+            evicted = self.evict()
+            assert evicted, "fewer pages could be given back than were counted"
         return True
+
+    def reclaimable(self) -> int:
+        """How many pages could be given back: those that nobody else holds, nor any that follows them."""
+        needed: set[Node] = {self.root}
+        for one in self.nodes:
+            node = one if self.pool.holders[one.page] > 1 else self.root
+            while node is not None and node not in needed:
+                needed.add(node)
+                node = node.parent
+        return len(self.nodes) - len(needed) + 1
 
     def insert(self, text: Sequence[int], pages: Sequence[int]) -> Node:
         """Remember the pages of a text, all of them full; the last one's node. What is there already stays."""
@@ -90,7 +102,7 @@ class PrefixTree:
         node.snapshot = snapshot
         kept = [one for one in self.nodes if one.snapshot is not None]
         if len(kept) > SNAPSHOTS:
-            min(kept, key=lambda one: one.used).snapshot = None
+            min((one for one in kept if one is not node), key=lambda one: one.used).snapshot = None
 
     def evict(self) -> bool:
         """Give back the page that was of use least recently and that nobody else holds; False if there is none."""

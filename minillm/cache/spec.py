@@ -58,6 +58,10 @@ class StateSpec:
         """The dtype of recurrent states, which are sums over the whole text."""
         return np.promote_types(np.float32 if self.dtype == "int8" else self.dtype, np.float32)
 
+    def for_at_most(self, tokens: int) -> "StateSpec":
+        """The same for texts of no more tokens: it need not keep more than they have."""
+        return replace(self, budget=min(self.budget, max(tokens, LEAST))) if self.forgets else self
+
     def with_length(self, max_len: int) -> "StateSpec":
         """The same for sequences of so many tokens."""
         return replace(self, max_len=max_len)
@@ -71,7 +75,7 @@ def spec_named(name: str) -> StateSpec:
 
     UserError if it is none of them.
     """
-    kind, _, size = name.partition(":")
+    kind, _, size = name.partition(":") if isinstance(name, str) else ("", "", "")
     if name == "int8":
         return StateSpec(1, 1, dtype="int8")
     if kind in ("sinks", "h2o") and size.isdecimal() and len(size) < 10 and int(size) >= LEAST:

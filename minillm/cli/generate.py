@@ -168,14 +168,14 @@ def run_file(
     from ..batch import Job
     from ..lm import load
 
-    serving = {name: options.pop(name) for name in ("exact", "cache", "lossy")}
+    serving = {name: options.pop(name) for name in ("exact", "cache", "lossy")} | {"max_batch": batch}
     given = {name: one for name, one in options.items() if one is not None} | {"stop": list(options["stop"])}
-    job, lm = Job(source, target, model, given, serving), load(model)
+    job, lm = Job(source, target, {"model": model, "chat": chat}, given, serving), load(model)
     encode = (lambda text: lm.chat_ids([{"role": "user", "content": text}])) if chat else lm.prompt_ids
     columns = MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn()
     with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
         task, began, tokens = bar.add_task("", total=len(job.lines)), time.perf_counter(), 0
-        for one in job.run(lm, encode, batch):
+        for one in job.run(lm, encode):
             tokens += len(one["tokens"])
             bar.update(task, advance=1, description=f"{tokens / (time.perf_counter() - began):.0f} tokens/s")
     click.echo(f"{len(job.lines)} continuations in {target}", err=True)

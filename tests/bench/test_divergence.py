@@ -27,5 +27,14 @@ def test_a_difference_that_is_no_near_tie_is_seen(lm):
     (found,) = divergence.divergences(lm, [prompt], expected, wrong)
     logits = lm.logits([[*prompt, *expected[0][:5]]])[0, -1]
     assert found["place"] == 5
-    assert np.isclose(found["gap"], np.sort(logits)[-1] - np.sort(logits)[-2])
+    assert np.isclose(found["gap"], logits.max() - logits[wrong[0][5]])
+    assert found["gap"] > found["bound"]
+
+
+@pytest.mark.parametrize("cut", [[], [divergence.END]], ids=["nothing", "an end"])
+def test_a_text_that_ends_too_soon_is_seen(lm, cut):
+    prompt = lm.tokenizer.encode("Recipe: Tomato Soup\n")
+    expected = divergence.plain(lm, [prompt], 8)
+    (found,) = divergence.divergences(lm, [prompt], expected, [expected[0][:4] + cut])
+    assert found["place"] == 4
     assert found["gap"] > found["bound"]

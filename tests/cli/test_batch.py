@@ -32,7 +32,8 @@ def source(tmp_path):
 
 def run(model, source, target, batch=3, options=OPTIONS, exact=False):
     lm = minillm.load(model)
-    return Job(source, target, str(model), options, {"exact": exact}).run(lm, lm.prompt_ids, batch)
+    serving = {"exact": exact, "max_batch": batch}
+    return Job(source, target, str(model), options, serving).run(lm, lm.prompt_ids)
 
 
 def generate(model, *arguments):
@@ -66,6 +67,47 @@ def test_a_run_that_stops_anywhere_goes_on_to_the_same_file(model, source, tmp_p
     list(run(model, source, target))
     assert target.read_bytes() == whole.read_bytes()
     assert not part.exists()
+
+
+@pytest.mark.parametrize(
+    "left",
+    [
+        '{"job": "ab',  # a header that was cut off
+        '{"job": "ab\u2028'.encode()[:-1].decode("latin-1"),  # and one within a character
+    ],
+)
+def test_a_run_that_was_stopped_in_its_first_line_starts_again_and_can_be_stopped_again(
+    model, source, tmp_path, left
+):
+    whole, target, part = tmp_path / "whole.jsonl", tmp_path / "out.jsonl", tmp_path / "out.jsonl.part"
+    list(run(model, source, whole))
+    part.write_bytes(left.encode("latin-1"))
+    first = run(model, source, target)
+    next(first)
+    first.close()
+    assert part.read_text().startswith('{"job"')
+    list(run(model, source, target))
+    assert target.read_bytes() == whole.read_bytes()
+
+
+def test_a_text_with_line_separators_of_unicode_can_be_gone_on_with(model, source, tmp_path):
+    target, part = tmp_path / "out.jsonl", tmp_path / "out.jsonl.part"
+    first = run(model, source, target)
+    next(first)
+    first.close()
+    header, result = part.read_text().splitlines()
+    line = {**json.loads(result), "text": "a\u2028b\u0085c"}
+    part.write_text(header + "\n" + json.dumps(line, ensure_ascii=False) + "\n")
+    list(run(model, source, target))
+    assert "a\u2028b\u0085c" in target.read_text()
+
+
+@pytest.mark.parametrize("left", ["hello\n", "[1]\n", '{"line": 0}\n', "\n"])
+def test_a_file_that_is_not_ours_is_not_used(model, source, tmp_path, left):
+    (tmp_path / "out.jsonl.part").write_text(left)
+    with pytest.raises(UserError, match="is what is left of another job"):
+        next(run(model, source, tmp_path / "out.jsonl"))
+    assert (tmp_path / "out.jsonl.part").read_text() == left
 
 
 def test_a_run_killed_again_and_again_ends_with_the_same_file(model, source, tmp_path):
@@ -123,6 +165,8 @@ def test_what_another_job_left_is_not_used(model, source, tmp_path):
         ('{"prompt": "a", "max_tokens": 0}', "line 2: max_tokens is 0, expected 1 or more"),
         ('{"prompt": "a", "temperature": -1}', "line 2: temperature is -1"),
         ('{"prompt": "a", "stop": 5}', "line 2: a stop string is empty or no string"),
+        ('{"prompt": "a", "seed": true}', "line 2: seed is true, expected no true or false"),
+        ("[" * 100_000, "line 2 is no JSON"),
         ('{"prompt": ""}', "line 2: the prompt is empty"),
         ('"' + "a" * 500 + '"', "line 2: the prompt has 500 tokens"),
     ],
@@ -145,6 +189,8 @@ def test_a_bad_line_is_named_before_anything_is_done(model, tmp_path, line, mess
         (["--input", "x", "--output", "y", "--json"], "--json does not go with --input"),
         (["--input", "x", "--output", "y", "--draft", "ngram"], "--draft does not go with --input"),
         (["--input", "nowhere", "--output", "y"], "No such file or directory: nowhere"),
+        (["--input", __file__, "--output", "."], "the output is '.', expected the name of a file"),
+        (["--input", __file__, "--output", "y", "--seed", "-5"], "seed is -5, expected 0 to 4294967295"),
     ],
 )
 def test_options_that_do_not_go_together_are_named(model, arguments, message):

@@ -141,7 +141,13 @@ class Language:
     def memory(self, cache, lossy):
         return PLAIN
 
-    def prompt_ids(self, prompt):
+    def longest(self, memory):
+        return self.config.context
+
+    def drafter(self, draft):
+        return draft
+
+    def prompt_ids(self, prompt, context):
         return list(prompt)
 
 
@@ -325,8 +331,9 @@ def test_text_comes_as_it_is_made_and_other_requests_go_on_meanwhile(tmp_path):
     raising = engine.submit([1] * 10, max_tokens=5, temperature=0.0, draft=Sometimes(0, True))
     with pytest.raises(RuntimeError, match="no idea"):
         raising.wait()
-    other.cancel()
-    assert other.finish_reason in ("cancelled", "length")
+    late = engine.submit([2], max_tokens=30, temperature=0.0)
+    late.cancel()
+    assert late.finish_reason == "cancelled"
 
 
 def test_samplers_together_have_values_that_change_nothing_where_others_have_a_stage():
@@ -350,7 +357,14 @@ def test_a_row_of_temperature_0_is_greedy_beside_rows_that_are_drawn():
 @pytest.mark.usefixtures("_no_model")
 @pytest.mark.parametrize(
     ("how", "message"),
-    [({"kind": "ring"}, "kind is 'ring', expected paged or"), ({"max_batch": 0}, "max_batch is 0")],
+    [
+        ({"kind": "ring"}, "kind is 'ring', expected paged or"),
+        ({"max_batch": 0}, "max_batch is 0, expected 1 or more"),
+        ({"page_size": 1.5}, "page_size is 1.5, expected 1 or more"),
+        ({"context": -1}, "context is -1, expected 1 or more"),
+        ({"n_pages": 0}, "n_pages is 0, expected 1 or more"),
+        ({"n_pages": 9, "kind": "contiguous"}, "n_pages is 9, expected none: this memory has no pages"),
+    ],
 )
 def test_an_engine_that_cannot_be_is_refused_by_name(how, message):
     with pytest.raises(UserError, match=message):
@@ -364,6 +378,8 @@ def test_a_request_that_can_never_fit_is_refused_at_once():
         engine.submit([1] * 10, max_tokens=3)
     with pytest.raises(UserError, match="max_tokens is 0"):
         engine.submit([1], max_tokens=0)
+    with pytest.raises(UserError, match="timeout is 'x', expected seconds, more than 0"):
+        engine.submit([1], timeout="x")
     assert not engine.step()
 
 

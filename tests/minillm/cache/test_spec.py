@@ -20,11 +20,14 @@ def opened(family, folder):
     [
         ("llama", {"cache": "int4"}, "cache is 'int4', expected int8, sinks:TOKENS or h2o:TOKENS, with 20 tokens"),
         ("llama", {"cache": "sinks"}, "cache is 'sinks', expected int8"),
+        ("llama", {"cache": 8}, "cache is 8, expected int8, sinks:TOKENS or h2o:TOKENS"),
+        ("llama", {"draft": 8}, "draft is 8, expected a name or something with a method draft"),
+        ("llama", {"draft": "skip:" + "9" * 5000}, "expected skip:K, K layers to leave out"),
         ("llama", {"cache": "sinks:19"}, "with 20 tokens or more"),
         ("llama", {"cache": "h2o:-20"}, "cache is 'h2o:-20'"),
         ("llama", {"cache": "h2o:20", "draft": "ngram"}, "what h2o forgets changes with drafts and batches"),
         ("llama", {"cache": "h2o:20", "exact": True}, "what h2o forgets changes with drafts and batches"),
-        ("mamba", {"cache": "int8"}, "cache is 'int8', expected none: this model has no keys and values"),
+        ("mamba", {"cache": "int8"}, "cache is 'int8', expected none: it would change nothing in this model"),
         ("deepseek_v2", {"cache": "sinks:20"}, "heads share one latent a token; use int8"),
     ],
 )
@@ -37,6 +40,13 @@ def test_an_engine_refuses_a_memory_that_depends_on_who_else_is_there(tmp_path):
     lm = opened("llama", tmp_path)
     with pytest.raises(UserError, match="what h2o forgets changes with drafts and batches"):
         Engine(lm, cache="h2o:20")
+
+
+@pytest.mark.usefixtures("quick_programs")
+def test_a_memory_larger_than_any_text_costs_no_more_than_the_text(tmp_path):
+    lm = opened("llama", tmp_path)
+    assert lm.generate(PROMPT, cache="h2o:900000000", max_tokens=4).finish_reason in ("length", "stop")
+    assert Engine(lm, cache="sinks:900000000", context=64).spec.budget == 64
 
 
 @pytest.mark.usefixtures("quick_programs")
