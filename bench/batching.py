@@ -132,10 +132,8 @@ def main(rounds: int, peers: bool) -> None:
             for name, how in opened.items()
         }
         even = [play(players, work, i) for i in range(rounds)]
-        uneven = [
-            play(players, {name: ragged for name in opened if name in ("paged", "transformers")}, i)
-            for i in range(rounds)
-        ]
+        both: dict[str, Work] = dict.fromkeys(["paged", "transformers"], ragged)
+        uneven = [play(players, both, i) for i in range(rounds if peers else 0)]
     report = {
         "decoding": {
             f"{one} over {other}": ratio(even, one, other, decode_speed)

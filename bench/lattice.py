@@ -1,9 +1,9 @@
 """Which features go together, and whether nothing is lost: `python -m bench.lattice`.
 
 Every family, from its tiny random checkpoint, with every kind of memory, one request alone or several at once,
-with no drafts, chains or trees of them. In exact mode all must say, to the bit, what a request says alone,
-without drafts, in contiguous memory. The drafter is an adversary: it knows what is to come and errs on purpose, so that every
-round keeps some and rejects some; where pages are few, requests lose theirs and start again.
+with no drafts, chains or trees of them. In exact mode all must say, to the bit, what a request says alone, without
+drafts, in contiguous memory. The drafter is an adversary: it knows what is to come and errs on purpose, so that
+every round keeps some and rejects some; where pages are few, requests lose theirs and start again.
 
 Writes the table in minillm/README.md; `--check` compares with it instead.
 """

@@ -156,7 +156,7 @@ class LM:
             return PLAIN
         spec, long = spec_named(cache), self.config.context
         require(lossy or spec.kind != "h2o", "cache", cache, LOSSY)
-        require(states_differ(self.shapes, spec, PLAIN, long), "cache", cache, NO_KEYS)
+        require(states_differ(self.shapes, spec.for_at_most(long), PLAIN, long), "cache", cache, NO_KEYS)
         return spec
 
     def longest(self, memory: StateSpec) -> int:

@@ -378,8 +378,8 @@ def test_a_request_that_can_never_fit_is_refused_at_once():
         engine.submit([1] * 10, max_tokens=3)
     with pytest.raises(UserError, match="max_tokens is 0"):
         engine.submit([1], max_tokens=0)
-    with pytest.raises(UserError, match="timeout is 'x', expected seconds, more than 0"):
-        engine.submit([1], timeout="x")
+    with pytest.raises(UserError, match="timeout is -1, expected seconds, more than 0"):
+        engine.submit([1], timeout=-1)
     assert not engine.step()
 
 
