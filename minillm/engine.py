@@ -255,8 +255,9 @@ class Engine:
 
     def known_path(self, request: Request) -> list[Node]:
         """Pages in memory that a request's text begins with, of which it can go on; a token is left to read."""
-        path, size = self.prefixes.find(request.text[:-1]), self.pool.page_size
-        path = path[: len(path) * size // self.step_size * self.step_size // size]
+        path = self.prefixes.find(request.text[:-1])
+        step = self.step_size // self.pool.page_size
+        path = path[: len(path) // step * step]
         while self.snapshots and path and path[-1].snapshot is None:
             path.pop()
         return path
