@@ -17,7 +17,7 @@ from bench import lattice
 from minillm import engine
 from minillm.speculative.verify import verify
 
-FAMILIES = ("gemma3_text", "deepseek_v2", "mamba2", "jamba", "qwen3_next")
+FAMILIES = ("deepseek_v2", "mamba2", "jamba")
 REFUSED = {("deepseek_v2", "sinks")} | {("mamba2", memory) for memory in lattice.MEMORIES if "," in memory}
 REFUSED |= {("mamba2", "sinks")}
 

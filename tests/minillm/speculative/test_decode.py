@@ -92,7 +92,7 @@ def speculated(lm, plan, sampler, drafter, most=7):
     return tokens, record.summary()
 
 
-DIFFERENT = tiny.quick("gemma3_text", "gpt_oss", "deepseek_v2", "mamba2", "jamba", "qwen3_next")
+DIFFERENT = tiny.quick("gemma3_text", "jamba")
 
 
 @pytest.mark.parametrize("family", DIFFERENT)
