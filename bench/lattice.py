@@ -63,14 +63,15 @@ CELLS = [Cell(*one) for one in itertools.product(MEMORIES, WAYS, DRAFTS)]
 
 @dataclass
 class Foreseeing:
-    """Knows the text that is to come: its drafts are right, but for a wrong token at every fourth place."""
+    """Knows the text that is to come: its drafts are right, but for a wrong token at every `wrong`-th place."""
 
     text: list[int]
+    wrong: int = 4
 
     def draft(self, text: Sequence[int], most: int) -> Tree:
         """A chain."""
         tokens = self.text[len(text) : len(text) + most]
-        right = [token if (len(text) + i) % 4 else (token + 1) % 50 for i, token in enumerate(tokens)]
+        right = [token if (len(text) + i) % self.wrong else (token + 1) % 50 for i, token in enumerate(tokens)]
         return Tree(right, list(range(-1, len(right) - 1)))
 
 

@@ -116,9 +116,9 @@ class LM:
         (the model without K layers), a model by name or path, or any `Drafter`. In floating point a near-tie may
         still fall the other way; exact makes tokens the same to the bit, whatever drafts, and slower.
 
-        cache is how keys and values are remembered: `int8`, in a quarter of the memory; `sinks:TOKENS`, the first
-        four tokens and the newest ones, for texts longer than the context; `h2o:TOKENS`, those that matter most.
-        A draft changes what h2o forgets, so the two go together only if lossy is set.
+        cache is how keys and values are remembered: `int8`, in about a quarter of the memory; `sinks:TOKENS`, the
+        first four tokens and the newest ones, for texts longer than the context; `h2o:TOKENS`, those that matter
+        most. A draft changes what h2o forgets, so the two go together only if lossy is set.
         """
         memory = self.memory(cache, lossy or (draft is None and not exact))
         sampler = new_sampler(

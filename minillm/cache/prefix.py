@@ -5,7 +5,7 @@ root to a node is the beginning of a text, and every request that begins so may 
 writes to them: a request goes on in pages of its own. If it leaves the tree within a page, it is given a copy of
 that one (copy on write).
 
-What is not in pages, a recurrent state or a ring, exists for one place in the text only. Such blocks are shared by
+What is not in pages, a recurrent state, exists for one place in the text only. Such blocks are shared by
 snapshots, taken where a page ends.
 """
 

@@ -6,8 +6,8 @@ to look at them when there is nothing else to look at: without them a window fal
 Positions are those in the memory, not those in the text, which would lie beyond all that the model was trained
 for: the newest token is never further from the first than the memory is long. Keys are stored as they were turned
 in the text, so a query that looks at tokens behind the window is turned back by as much as they have moved up.
-(The paper turns keys anew at each step. Here angles grow with the text, and with them their rounding in float32:
-up to about 0.05 radians after a million tokens.)
+(The paper turns keys anew at each step. Here angles grow with the text, and with them their rounding in float32,
+2^-24 of the angle: some hundredths of a radian after a million tokens.)
 """
 
 from typing import Any

@@ -10,7 +10,7 @@ from ..config import check_words
 from ..errors import UserError
 
 Kind = Literal["contiguous", "paged", "sinks", "h2o"]
-N_SINKS = 4  # first tokens that a `sinks` memory keeps; more were not found to help (arXiv:2309.17453, table 2)
+N_SINKS = 4  # first tokens that a `sinks` memory keeps, as in the paper
 LEAST = N_SINKS + 16  # tokens of a memory that forgets: no draft may reach back behind it
 
 

@@ -1,7 +1,6 @@
 """Whatever drafts, the text is the one that plain generation gives."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -11,6 +10,7 @@ import tiny
 from agreement import QUICK
 
 import minillm
+from bench.lattice import Doubting, Foreseeing
 from minillm import generate
 from minillm.errors import UserError
 from minillm.generate import Plan, generate_tokens
@@ -40,31 +40,6 @@ def _quick_verifier():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(decode, "verify", quick)
         yield
-
-
-@dataclass
-class Foreseeing:
-    """Knows the text that is to come: all its drafts are right until a wrong one at every `wrong`-th place."""
-
-    text: list[int]
-    wrong: int
-
-    def draft(self, text: Sequence[int], most: int) -> Tree:
-        tokens = self.text[len(text) : len(text) + most]
-        right = [token if (len(text) + i) % self.wrong else (token + 1) % 50 for i, token in enumerate(tokens)]
-        return Tree(right, list(range(-1, len(right) - 1)))
-
-
-@dataclass
-class Doubting(Foreseeing):
-    """The same, with a wrong sibling before every token, so that the path through the tree leaps."""
-
-    def draft(self, text: Sequence[int], most: int) -> Tree:
-        chain, tree, last = super().draft(text, most // 2).tokens, Tree(), -1
-        for token in chain:
-            tree.child(last, (token + 1) % 50)
-            last = tree.child(last, token)
-        return tree
 
 
 class Wrong:
