@@ -38,14 +38,19 @@ def quick_programs():
     """Compile the library's programs unoptimised, three times as fast; oracle and slow tests run what users run."""
     from agreement import QUICK
 
-    from minillm import generate, laws, lm
+    from minillm import engine, generate, laws, lm
+    from minillm.speculative import decode, draft_model
 
-    programs = [(laws, "advance", "state"), (laws, "read_whole", ()), (lm, "score", ())]
-    programs += [(generate, "advance", ("state", "history"))]
+    state: dict = {"donate_argnames": "state"}
+    both: dict = {"donate_argnames": ("state", "history")}
+    programs = [(laws, "advance", state), (laws, "read_whole", {}), (lm, "score", {})]
+    programs += [(generate, "advance", both), (engine, "read", both)]
+    programs += [(engine, "verify", both), (decode, "verify", both)]
+    programs += [(draft_model, "read_and_guess", {**state, "static_argnames": ("most", "branches")})]
     with pytest.MonkeyPatch.context() as patch:
-        for module, name, donated in programs:
-            function = getattr(module, name).__wrapped__
-            patch.setattr(module, name, jax.jit(function, donate_argnames=donated, compiler_options=QUICK))
+        for module, name, options in programs:
+            program = jax.jit(getattr(module, name).__wrapped__, compiler_options=QUICK, **options)
+            patch.setattr(module, name, program)
         yield
 
 

@@ -6,14 +6,16 @@ import pytest
 import minillm
 from bench import divergence
 
+pytestmark = pytest.mark.usefixtures("quick_programs")
+
 
 @pytest.fixture(scope="module")
 def lm():
-    return minillm.load("tiny-transformer")
+    return minillm.load("tiny-draft")
 
 
 def test_every_difference_from_plain_decoding_is_a_near_tie(lm):
-    prompts = [lm.tokenizer.encode(f"Recipe: {name} Soup\n") for name in ("Tomato", "Onion", "Pea", "Carrot")]
+    prompts = [lm.tokenizer.encode(f"Recipe: {name} Soup\n") for name in ("Tomato", "Pea")]
     expected = divergence.plain(lm, prompts, 60)
     for way in divergence.WAYS.values():
         found = divergence.divergences(lm, prompts, expected, way(lm, prompts, 60))

@@ -6,16 +6,11 @@
 import itertools
 import re
 from pathlib import Path
-from typing import Any
 
-import jax
 import pytest
 import tiny
-from agreement import QUICK
 
 from bench import lattice
-from minillm import engine
-from minillm.speculative.verify import verify
 
 FAMILIES = ("deepseek_v2", "mamba2", "jamba")
 REFUSED = {("deepseek_v2", "sinks")} | {("mamba2", memory) for memory in lattice.MEMORIES if "," in memory}
@@ -45,15 +40,14 @@ CHOSEN = pairwise()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_what_is_combined_says_to_the_bit_what_one_request_says_alone(family, tmp_path, monkeypatch):
-    plain: Any = verify
-    program = jax.jit(plain.__wrapped__, donate_argnames=("state", "history"), compiler_options=QUICK)
-    monkeypatch.setattr(engine, "verify", program)
+@pytest.mark.usefixtures("quick_programs")
+def test_what_is_combined_says_to_the_bit_what_one_request_says_alone(family, tmp_path):
     tried = lattice.Lattice(lattice.opened(family, tmp_path))
     for cell in [cell for other, cell in CHOSEN if other == family]:
         assert tried.holds(cell), cell
 
 
+@pytest.mark.usefixtures("quick_programs")
 def test_what_is_combined_is_compared_at_all(tmp_path, monkeypatch):
     tried = lattice.Lattice(lattice.opened("llama", tmp_path))
     wrong = [[7] * 12] * len(lattice.PROMPTS)

@@ -14,6 +14,8 @@ from minillm.batch import Job
 from minillm.cli import main
 from minillm.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("quick_programs")
+
 PROMPTS = [f"text number {i}" * (1 + i % 3) for i in range(9)]
 OPTIONS = {"max_tokens": 12, "temperature": 0.8, "stop": [], "seed": 3}
 
@@ -115,7 +117,7 @@ def test_a_run_killed_again_and_again_ends_with_the_same_file(model, source, tmp
     command = [sys.executable, "-m", "minillm", "generate", "--model", str(model), "--input", str(source)]
     command += ["--max-tokens", "100", "--temperature", "0.8", "--seed", "3", "--batch", "2", "--output"]
     subprocess.run([*command, str(whole)], check=True, capture_output=True)
-    for seconds in (1.0, 1.5, 2.0):
+    for seconds in (1.2, 2.0):
         if target.exists():
             break
         process = subprocess.Popen([*command, str(target)], stderr=subprocess.DEVNULL)

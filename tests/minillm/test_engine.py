@@ -11,7 +11,6 @@ import jax
 import numpy as np
 import pytest
 import tiny
-from agreement import QUICK
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -24,27 +23,17 @@ from minillm.errors import UserError
 from minillm.sampling import new_sampler, together
 from minillm.speculative import Tree
 from minillm.speculative.prompt_lookup import PromptLookup
-from minillm.speculative.verify import verify
 
 RNG = np.random.default_rng(0)
-PROMPTS = [RNG.integers(3, 50, n).tolist() for n in (9, 1, 40, 17, 3)]
+PROMPTS = [RNG.integers(3, 50, n).tolist() for n in (9, 1, 16, 12, 3)]
+DRAWN = {"top_k": 30, "top_p": 0.9, "min_p": 0.01}
 OPTIONS: list[dict[str, Any]] = [
     {"temperature": 0.0, "max_tokens": 14},
-    {"temperature": 1.0, "seed": 1, "max_tokens": 9},
-    {"temperature": 0.8, "top_p": 0.9, "seed": 2, "max_tokens": 20},
-    {"temperature": 1.2, "top_k": 9, "min_p": 0.01, "seed": 3, "max_tokens": 1},
+    {"temperature": 1.0, "seed": 1, "max_tokens": 9} | DRAWN,
+    {"temperature": 0.8, "seed": 2, "max_tokens": 20} | DRAWN | {"top_p": 0.8},
+    {"temperature": 1.2, "seed": 3, "max_tokens": 1} | DRAWN | {"top_k": 9},
     {"temperature": 0.9, "repeat_penalty": 1.3, "frequency_penalty": 0.2, "seed": 4, "max_tokens": 16},
 ]
-
-
-@pytest.fixture(scope="module")
-def _quick_engine():
-    with pytest.MonkeyPatch.context() as patch:
-        for name, program in (("read", engine_module.read), ("verify", verify)):
-            plain: Any = program
-            quick = jax.jit(plain.__wrapped__, donate_argnames=("state", "history"), compiler_options=QUICK)
-            patch.setattr(engine_module, name, quick)
-        yield
 
 
 def load(family, folder):
@@ -71,28 +60,26 @@ def served(lm, drafts: Sequence[Any] = (None,), options=OPTIONS, **how: Any) -> 
     return [request.tokens for request in requests]
 
 
-@pytest.mark.usefixtures("quick_programs", "_quick_engine")
+@pytest.mark.usefixtures("quick_programs")
 @pytest.mark.parametrize("family", tiny.quick("jamba"))
 def test_requests_say_together_what_each_says_alone(family, tmp_path):
     lm = load(family, tmp_path)
     alone = [lm.generate(prompt, **one).tokens for prompt, one in zip(PROMPTS, OPTIONS, strict=True)]
-    assert served(lm) == alone
     assert served(lm, drafts=(PromptLookup(least=1), None)) == alone
-    assert served(lm, kind="contiguous") == alone
 
 
-@pytest.mark.usefixtures("quick_programs", "_quick_engine")
-@pytest.mark.parametrize("family", tiny.quick("jamba"))
+@pytest.mark.usefixtures("quick_programs")
+@pytest.mark.parametrize("family", tiny.quick("llama"))
 def test_it_does_not_matter_whether_all_rows_go_or_half_of_them(family, tmp_path):
     lm = load(family, tmp_path)
     assert served(lm, max_batch=4) == served(lm, max_batch=4, steady=True)
 
 
-@pytest.mark.usefixtures("quick_programs", "_quick_engine")
+@pytest.mark.usefixtures("quick_programs")
 def test_a_request_that_loses_its_pages_goes_on_as_if_it_had_not(tmp_path):
     lm = load("llama", tmp_path)
-    expected = served(lm)
-    engine = Engine(lm, max_batch=3, context=64, page_size=4, n_pages=15)
+    expected = served(lm, max_batch=4)
+    engine = Engine(lm, max_batch=4, context=64, page_size=4, n_pages=15)
     requests = [engine.submit(prompt, **one) for prompt, one in zip(PROMPTS, OPTIONS, strict=True)]
     engine.run()
     assert sum(request.preempted for request in requests) > 0
@@ -349,8 +336,9 @@ def test_samplers_together_have_values_that_change_nothing_where_others_have_a_s
 def test_a_row_of_temperature_0_is_greedy_beside_rows_that_are_drawn():
     logits = jax.numpy.asarray(np.random.default_rng(0).normal(size=(3, 50)), "float32")
     both = together([new_sampler(temperature=0.0, seed=1), new_sampler(temperature=0.5, seed=2), None])
-    tokens = both(logits, jax.numpy.arange(3, dtype="int32"), None)
-    alone = new_sampler(temperature=0.5, seed=2)(logits[1:2], jax.numpy.arange(1, 2, dtype="int32"), None)
+    draw = jax.jit(lambda sampler, logits, positions: sampler(logits, positions, None))
+    tokens = draw(both, logits, jax.numpy.arange(3, dtype="int32"))
+    alone = draw(new_sampler(temperature=0.5, seed=2), logits[1:2], jax.numpy.arange(1, 2, dtype="int32"))
     assert tokens.tolist() == [int(logits[0].argmax()), int(alone[0]), int(logits[2].argmax())]
 
 
@@ -413,7 +401,7 @@ def test_pages_of_ended_texts_go_when_others_need_them():
         assert request.preempted == 0
 
 
-@pytest.mark.usefixtures("quick_programs", "_quick_engine")
+@pytest.mark.usefixtures("quick_programs")
 @pytest.mark.parametrize(("family", "shared"), [("llama", [0, 143, 143]), ("jamba", [0, 128, 128])])
 def test_a_shared_beginning_changes_nothing_that_is_said(family, shared, tmp_path):
     """With a page copied, and with the snapshots of a hybrid."""

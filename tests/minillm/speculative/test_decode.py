@@ -3,11 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
 import tiny
-from agreement import QUICK
 
 import minillm
 from bench.lattice import Doubting, Foreseeing
@@ -15,7 +13,7 @@ from minillm import generate
 from minillm.errors import UserError
 from minillm.generate import Plan, generate_tokens
 from minillm.sampling import new_sampler
-from minillm.speculative import Tree, decode, verify
+from minillm.speculative import Tree, decode
 from minillm.speculative.decode import generate_exactly, speculate
 from minillm.speculative.draft_model import DraftModel, without_layers
 from minillm.speculative.ngram import NGram
@@ -23,7 +21,7 @@ from minillm.speculative.pace import Pace
 from minillm.speculative.prompt_lookup import PromptLookup
 from minillm.speculative.record import Record
 
-pytestmark = pytest.mark.usefixtures("quick_programs", "_quick_verifier")
+pytestmark = pytest.mark.usefixtures("quick_programs")
 
 PROMPT, NEW = [5, 9, 2, 5, 9, 7, 1, 5, 9], 24
 GREEDY = new_sampler(temperature=0.0, seed=0)
@@ -33,15 +31,6 @@ PENALISED = new_sampler(
 )
 
 
-@pytest.fixture(scope="module")
-def _quick_verifier():
-    plain: Any = verify.verify
-    quick = jax.jit(plain.__wrapped__, donate_argnames=("state", "history"), compiler_options=QUICK)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(decode, "verify", quick)
-        yield
-
-
 class Wrong:
     """Drafts the same token over and over."""
 
@@ -49,8 +38,8 @@ class Wrong:
         return Tree([3] * most, list(range(-1, most - 1)))
 
 
-def load(family, tmp_path):
-    tiny.unpacked(f"{family}_0", tmp_path)
+def load(family, tmp_path, case=0):
+    tiny.unpacked(f"{family}_{case}", tmp_path)
     return minillm.load(tmp_path)
 
 
@@ -95,11 +84,10 @@ def lm(tmp_path_factory):
     return load("llama", tmp_path_factory.mktemp("llama"))
 
 
-@pytest.mark.parametrize("sampler", [GREEDY, PENALISED], ids=["greedy", "penalised"])
-def test_every_drafter_leaves_the_text_as_it_is(lm, sampler):
-    plan, expected = plain(lm, sampler)
-    for drafter in (PromptLookup(least=1, branches=2), NGram(order=2, branches=2), model_of(lm), model_of(lm, 2)):
-        assert speculated(lm, plan, sampler, drafter)[0] == expected, drafter
+def test_every_drafter_leaves_the_text_as_it_is(lm):
+    plan, expected = plain(lm, PENALISED)
+    for drafter in (PromptLookup(least=1, branches=2), NGram(order=2, branches=2), model_of(lm, 2)):
+        assert speculated(lm, plan, PENALISED, drafter)[0] == expected, drafter
 
 
 def model_of(lm, branches=1):
@@ -134,7 +122,7 @@ def test_memory_that_grows_under_a_draft_forgets_nothing(lm, monkeypatch):
     assert speculated(lm, small, GREEDY, Foreseeing(text, 5))[0] == expected
 
 
-@pytest.mark.parametrize("new", [1, 2, 3, 8, 9])
+@pytest.mark.parametrize("new", [1, 2, 9])
 def test_no_token_too_many_comes_out(lm, new):
     plan, expected = plain(lm, GREEDY, new)
     assert len(expected) == new
@@ -154,12 +142,13 @@ def test_a_text_may_fill_the_context_to_its_end(lm):
 
 def test_the_same_seed_draws_the_same_text_with_and_without_drafts(lm):
     for seed in range(8):
-        options = {"temperature": 1.3, "seed": seed, "max_tokens": 12}
+        options = {"temperature": 1.3, "top_k": 20, "seed": seed, "max_tokens": 12}
         expected = lm.generate(PROMPT, **options)
-        found = lm.generate(PROMPT, draft=Wrong(), **options)
-        assert found.tokens == expected.tokens
-        assert found.speculation["draft_passes"] > 0
         assert expected.speculation == {}
+        for draft in (Wrong(), "prompt-lookup", "ngram"):
+            found = lm.generate(PROMPT, draft=draft, **options)
+            assert found.tokens == expected.tokens
+            assert found.speculation["draft_passes"] + found.speculation["plain_steps"] > 0
 
 
 def test_matrices_are_rearranged_once(lm):
@@ -169,17 +158,10 @@ def test_matrices_are_rearranged_once(lm):
     assert lm.weights is weights
 
 
-@pytest.mark.parametrize("draft", ["prompt-lookup", "ngram", "skip:1"])
-def test_drafters_have_names(draft, tmp_path):
-    tiny.unpacked("qwen2_0", tmp_path)
-    lm = minillm.load(tmp_path)
-    if draft == "skip:1" and len(lm.config.layers) < 3:
-        draft = str(tmp_path)
-    expected = lm.generate(PROMPT, temperature=0.0, max_tokens=12)
-    found = lm.generate(PROMPT, temperature=0.0, max_tokens=12, draft=draft)
-    assert found.tokens == expected.tokens
-    exact = lm.generate(PROMPT, temperature=0.0, max_tokens=12, draft=draft, exact=True)
-    assert exact.tokens == lm.generate(PROMPT, temperature=0.0, max_tokens=12, exact=True).tokens
+def test_a_model_without_some_of_its_layers_drafts_for_itself(tmp_path):
+    lm = load("llama", tmp_path, case=3)
+    options = {"temperature": 0.0, "max_tokens": 12}
+    assert lm.generate(PROMPT, draft="skip:1", **options).tokens == lm.generate(PROMPT, **options).tokens
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,8 @@ from minillm.speculative.ngram import NGram
 from minillm.speculative.prompt_lookup import PromptLookup
 from minillm.speculative.trie import trie
 
+pytestmark = pytest.mark.usefixtures("quick_programs")
+
 TEXTS = st.lists(st.integers(0, 3), min_size=1, max_size=40)
 
 
