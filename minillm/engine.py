@@ -5,10 +5,10 @@ a row of the batch, and as soon as one has ended the next takes its row (Yu et a
 remember lies in pages, so that memory is used up by tokens and not by what they might become (Kwon et al. 2023,
 arXiv:2309.06180).
 
-One iteration is two programs. `read` takes in a chunk of the prompts of up to two requests, so that a long one
-holds up nobody; `verify` (speculative/verify.py) goes on with all the others by a token, or by several where
-they have a drafter. A text that begins like one before it shares its pages (cache/prefix.py). When pages run out,
-the youngest request gives its own back and later reads its text again. What a request says depends on its prompt
+One iteration is two programs (runner.py). `read` takes in a chunk of the prompts of up to two requests, so that
+a long one holds up nobody; `verify` goes on with all the others by a token, or by several where they have a
+drafter. A text that begins like one before it shares its pages (cache/prefix.py). When pages run out, the
+youngest request gives its own back and later reads its text again. What a request says depends on its prompt
 and seed, not on who else is there: the draw at a position has its own random numbers. Only near-ties may fall
 another way, as the rounding of a sum depends on the shape of the program; `steady` and `exact` are for that.
 """
@@ -18,27 +18,21 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
 from .cache import StateSpec
 from .cache.pool import PagePool
-from .cache.prefix import Node, PrefixTree, all_paged, restored, snapshot, with_copied_page
+from .cache.prefix import Node, PrefixTree, all_paged
 from .config import Config
 from .errors import UserError
-from .model import Model
 from .output import Output
 from .request import Request
-from .sampling import History, Sampler, is_count, new_sampler, require, together
-from .span import Span
+from .runner import Runner
+from .sampling import is_count, new_sampler, require
 from .speculative import Tree
-from .speculative.decode import EXACT, drafted_by, new_guess
-from .speculative.verify import verify
-from .xla import on_device
+from .speculative.decode import EXACT, drafted_by
 
 if TYPE_CHECKING:
     from .speculative import Drafter
@@ -46,7 +40,6 @@ if TYPE_CHECKING:
 
 CHUNK = 128  # tokens of a prompt that are read at once
 WIDTHS = (CHUNK // 4, CHUNK // 2, CHUNK)  # of the programs that read them
-LEAST_TABLE = 8  # pages
 READERS = 2  # requests that read at once
 DRAFTS = (0, 3, EXACT - 1)  # drafted tokens a round; each is a program of its own
 
@@ -66,31 +59,6 @@ class Language(Protocol):
     def longest(self, memory: StateSpec) -> int: ...
     def drafter(self, draft: "str | Drafter | None") -> "Drafter | None": ...
     def prompt_ids(self, prompt: str | Sequence[int], context: int | None) -> list[int]: ...
-
-
-@partial(jax.jit, donate_argnames=("state", "history"))
-def read(
-    model: Model,
-    state: tuple,
-    history: History | None,
-    sampler: Sampler,
-    tokens: jax.Array,
-    start: jax.Array,
-    n: jax.Array,
-    slot: jax.Array,
-    pages: jax.Array | None,
-) -> tuple[tuple, History | None, jax.Array]:
-    """Take in n [b] of tokens i32 [b, t] of the sequences in slots i32 [b]; draw the token after them, i32 [b]."""
-    b, t = tokens.shape
-    at = Span.chain(start, n, t, slot, pages)
-    hidden, pending = model.hidden(tokens, state, at)
-    state = model.commit(pending, at, keep=jnp.broadcast_to(jnp.arange(t, dtype=jnp.int32), (b, t)), n_keep=n)
-    mine = None
-    if history is not None:
-        mine = history.of(slot).observe(tokens, at)
-        history = history.with_rows(slot, mine)
-    logits = model.logits(hidden[jnp.arange(b, dtype=jnp.int32), jnp.maximum(n - 1, 0)])
-    return state, history, sampler(logits, start + n, mine)
 
 
 class Engine:
@@ -136,14 +104,12 @@ class Engine:
             self.spec = replace(self.spec, kind="paged", page_size=page_size, n_pages=self.pool.n_pages)
         require(n_pages is None or self.spec.kind == "paged", "n_pages", n_pages, "none: this memory has no pages")
         lm.store_for(max_batch * EXACT if exact else max_batch)
-        self.lm, self.model, self.exact = lm, lm.model, exact
-        self.state: Any = self.model.init_state(self.spec)
+        self.lm, self.exact, self.steady = lm, exact, steady or exact
+        self.runner = Runner(lm.model, self.spec, lm.config.v, self.steady)
         self.prefixes, self.shares = PrefixTree(self.pool), share and self.spec.kind == "paged"
-        self.snapshots = not all_paged(self.state)
-        self.steady = steady or exact
+        self.snapshots = not all_paged(self.runner.state)
         self.by_chunk = (steady and not exact) or self.snapshots
         self.step_size = math.lcm(CHUNK, page_size) if self.by_chunk else page_size
-        self.history: History | None = None
         self.waiting: deque[Request] = deque()
         self.rows: list[Request | None] = [None] * max_batch
         self.order: list[Request] = []  # those in rows, the oldest first
@@ -247,11 +213,7 @@ class Engine:
             request.slot, self.rows[slot] = slot, request
             self.order.append(request)
             self.adopt(request, path)
-            if (request.sampler.penalises or self.exact) and self.history is None:
-                lengths = on_device(np.zeros(len(self.rows), np.int32))
-                self.history = History.empty(lengths, self.lm.config.v)
-            if self.history is not None:
-                self.history = begun(self.history, np.int32(slot), *seen_so_far(request, self.lm.config.v))
+            self.runner.begin(request, counted=self.exact)
 
     def known_path(self, request: Request) -> list[Node]:
         """Pages in memory that a request's text begins with, of which it can go on; a token is left to read."""
@@ -267,11 +229,11 @@ class Engine:
         assert request.slot is not None
         request.known = len(path) * self.pool.page_size
         if self.snapshots and path:
-            self.state = restored(self.state, np.int32(request.slot), path[-1].snapshot)
+            self.runner.restore(request, path[-1].snapshot)
         if not self.by_chunk:
             page, length = self.prefixes.beside(path, request.text[:-1])
             if length:
-                self.state = with_copied_page(self.state, np.int32(page), np.int32(request.pages[len(path)]))
+                self.runner.copy_page(page, request.pages[len(path)])
                 request.known += length
         request.shared = request.known
 
@@ -282,7 +244,7 @@ class Engine:
             return
         node = self.prefixes.insert(request.text[:known], request.pages)
         if self.snapshots and node.snapshot is None and request.slot is not None:
-            self.prefixes.keep(node, snapshot(self.state, np.int32(request.slot)))
+            self.prefixes.keep(node, self.runner.save(request))
 
     def make_room(self, request: Request, rows: int) -> None:
         """Pages for so many rows of a request, taken from the youngest, which may be itself, if there are none."""
@@ -303,26 +265,16 @@ class Engine:
         chunks = {request: request.text[request.known : request.known + CHUNK] for request in readers}
         widths = {request: width_of(chunks[request]) for request in readers}
         reading = [one for one in readers if not self.steady or widths[one] == widths[readers[0]]][:READERS]
-        width = max(widths[request] for request in reading)
         others = [row for row in range(len(self.rows)) if self.rows[row] not in reading]
         slot = [self.rows.index(request) for request in reading]
         slot += others[: min(READERS, len(self.rows)) - len(reading)]
-        rows = [self.rows[one] for one in slot]
-        tokens, n = np.zeros((len(slot), width), np.int32), np.zeros(len(slot), np.int32)
-        for row, request in enumerate(reading):
-            n[row], tokens[row, : len(chunks[request])] = len(chunks[request]), chunks[request]
-        self.state, self.history, drawn = read(
-            self.model,
-            self.state,
-            self.history,
-            together([request and request.sampler for request in rows]),
-            tokens,
-            starts(rows),
-            n,
-            np.array(slot, np.int32),
-            self.tables(rows),
+        drawn = self.runner.read(
+            [self.rows[one] for one in slot],
+            slot,
+            [chunks[request] for request in reading],
+            width=max(widths[request] for request in reading),
         )
-        for request, token in zip(reading, np.asarray(drawn).tolist(), strict=False):
+        for request, token in zip(reading, drawn, strict=False):
             request.known += len(chunks[request])
             self.remember(request)
             if request.known == len(request.text):
@@ -340,12 +292,8 @@ class Engine:
         slot = self.slots_of(going)
         rows = self.rows if slot is None else [self.rows[one] for one in slot]
         wanted = [(given[row], trees[row]) if row in going else None for row in rows]
-        guess = new_guess(wanted, t, self.exact, slot, self.tables(rows))
-        sampler = together([row and row.sampler for row in rows], self.exact)
-        self.state, self.history, tokens, n = verify(
-            self.model, self.state, self.history, sampler, guess, starts(rows)
-        )
-        for request, new in zip(rows, of_lengths(tokens, n), strict=True):
+        said = self.runner.decode(rows, slot, wanted, t, exact=self.exact)
+        for request, new in zip(rows, said, strict=True):
             if request not in going:
                 continue
             read_all = request.known + len(given[request]) == len(request.text)
@@ -365,14 +313,14 @@ class Engine:
                 self.make_room(request, rows)
         return [request for request in given if request.slot is not None]
 
-    def slots_of(self, going: list[Request]) -> np.ndarray | None:
+    def slots_of(self, going: list[Request]) -> list[int] | None:
         """The rows of a pass: half of them if that is enough, None for all."""
         half = len(self.rows) // 2
         if self.steady or len(going) > half or half < 2:
             return None
         slots = [row for row, request in enumerate(self.rows) if request in going]
         others = [row for row, request in enumerate(self.rows) if request not in going]
-        return np.array([*slots, *others][:half], np.int32)
+        return [*slots, *others][:half]
 
     def next_given(self, request: Request) -> list[int]:
         """The tokens of its text that it takes in next."""
@@ -384,31 +332,10 @@ class Engine:
         if request.drafter is None or not request.decodes or room <= 0:
             return Tree()
         try:
-            return drafted_by(request.drafter, request.text, room, self.model)
+            return drafted_by(request.drafter, request.text, room, self.runner.model)
         except Exception as error:
             self.fail(request, error)
             return Tree()
-
-    def tables(self, requests: Sequence[Request | None]) -> np.ndarray | None:
-        """Their page tables i32 [b, p]; None without pages.
-
-        Attention looks at all rows that a table could reach, so it is no longer than it has to be, in steps of
-        four times the length: each is a program of its own.
-        """
-        if self.spec.kind != "paged":
-            return None
-        most, longest = (
-            self.pool.pages_for(self.context),
-            max(len(request.pages) for request in requests if request),
-        )
-        width = most if self.steady else LEAST_TABLE
-        while width < longest:
-            width *= 4
-        table = np.zeros((len(requests), min(width, most)), np.int32)
-        for row, request in zip(table, requests, strict=True):
-            if request:
-                row[: len(request.pages)] = request.pages
-        return table
 
     def give(self, request: Request, tokens: list[int]) -> None:
         """Add new tokens to a request, and end it if they do."""
@@ -423,28 +350,3 @@ class Engine:
 def width_of(chunk: list[int]) -> int:
     """For how many tokens the program is that takes in a chunk."""
     return next(width for width in WIDTHS if len(chunk) <= width)
-
-
-def of_lengths(tokens: Any, n: Any) -> list[list[int]]:
-    """The first n [b] of tokens [b, t], row by row."""
-    return [row[:length] for row, length in zip(np.asarray(tokens).tolist(), np.asarray(n).tolist(), strict=True)]
-
-
-def starts(requests: Sequence[Request | None]) -> np.ndarray:
-    """How many tokens of each are in memory, i32 [b]."""
-    return np.array([request.known if request else 0 for request in requests], np.int32)
-
-
-def seen_so_far(request: Request, v: int) -> tuple[np.ndarray, np.ndarray, np.int32]:
-    """What penalties look at of a text in memory: seen bool [v], counts i32 [v], and its prompt's length."""
-    known, prompt = request.text[: request.known], len(request.prompt)
-    counts = np.bincount(known[prompt:], minlength=v).astype(np.int32)
-    return np.bincount(known, minlength=v) > 0, counts, np.int32(prompt)
-
-
-@partial(jax.jit, donate_argnums=0)
-def begun(history: History, slot: jax.Array, seen: jax.Array, counts: jax.Array, prompt: jax.Array) -> History:
-    """The history with a new text in a slot, of which this was seen so far."""
-    return History(
-        history.seen.at[slot].set(seen), history.counts.at[slot].set(counts), history.prompt.at[slot].set(prompt)
-    )

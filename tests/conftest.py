@@ -38,14 +38,14 @@ def quick_programs():
     """Compile the library's programs unoptimised, three times as fast; oracle and slow tests run what users run."""
     from agreement import QUICK
 
-    from minillm import engine, generate, laws, lm
+    from minillm import generate, laws, lm, runner
     from minillm.speculative import decode, draft_model
 
     state: dict = {"donate_argnames": "state"}
     both: dict = {"donate_argnames": ("state", "history")}
     programs = [(laws, "advance", state), (laws, "read_whole", {}), (lm, "score", {})]
-    programs += [(generate, "advance", both), (engine, "read", both)]
-    programs += [(engine, "verify", both), (decode, "verify", both)]
+    programs += [(generate, "advance", both), (runner, "read", both)]
+    programs += [(runner, "verify", both), (decode, "verify", both)]
     programs += [(draft_model, "read_and_guess", {**state, "static_argnames": ("most", "branches")})]
     with pytest.MonkeyPatch.context() as patch:
         for module, name, options in programs:

@@ -30,6 +30,7 @@ LAYERS = """
     speculative evaluate train compile stops
     output
     request
+    runner
     engine stream
     compress
     lm
@@ -97,8 +98,8 @@ def test_generation_works_with_every_feature_module_deleted(tmp_path):
     shutil.copytree(PACKAGE, tmp_path / "minillm", ignore=shutil.ignore_patterns("__pycache__"))
     features = """
         laws.py cache/paged.py cache/int8.py cache/sinks.py cache/h2o.py cache/pool.py cache/prefix.py speculative
-        checkpoint cli lm.py stream.py output.py engine.py request.py batch.py train.py tokenizer.py chat.py
-        stops.py
+        checkpoint cli lm.py stream.py output.py engine.py runner.py request.py batch.py train.py tokenizer.py
+        chat.py stops.py
     """.split()
     for name in features:
         target = tmp_path / "minillm" / name

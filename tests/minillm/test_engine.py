@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 import minillm
 from minillm import engine as engine_module
+from minillm import runner
 from minillm.cache.paged import Paged
 from minillm.cache.spec import PLAIN
 from minillm.engine import Engine
@@ -47,7 +48,7 @@ def served(lm, drafts: Sequence[Any] = (None,), options=OPTIONS, **how: Any) -> 
     """What the requests say together."""
     how = {"max_batch": 3, "context": 64, **how}
     engine = Engine(lm, **how)
-    before = jax.tree.map(lambda leaf: leaf.shape, engine.state)
+    before = jax.tree.map(lambda leaf: leaf.shape, engine.runner.state)
     requests = [
         engine.submit(prompt, draft=drafts[i % len(drafts)], **one)
         for i, (prompt, one) in enumerate(zip(PROMPTS, options, strict=True))
@@ -55,7 +56,7 @@ def served(lm, drafts: Sequence[Any] = (None,), options=OPTIONS, **how: Any) -> 
     engine.run()
     assert len(engine.pool.free) + len(engine.prefixes.nodes) == engine.pool.n_pages
     assert engine.rows == [None] * len(engine.rows)
-    assert jax.tree.map(lambda leaf: leaf.shape, engine.state) == before
+    assert jax.tree.map(lambda leaf: leaf.shape, engine.runner.state) == before
     assert all(request.finish_reason == "length" for request in requests)
     return [request.tokens for request in requests]
 
@@ -174,9 +175,9 @@ def fake_copy(state, source, target):
 
 @pytest.fixture
 def _no_model(monkeypatch):
-    monkeypatch.setattr(engine_module, "with_copied_page", fake_copy)
-    monkeypatch.setattr(engine_module, "read", fake_read)
-    monkeypatch.setattr(engine_module, "verify", fake_verify)
+    monkeypatch.setattr(runner, "with_copied_page", fake_copy)
+    monkeypatch.setattr(runner, "read", fake_read)
+    monkeypatch.setattr(runner, "verify", fake_verify)
     monkeypatch.setattr(engine_module, "CHUNK", 8)
 
 
