@@ -134,6 +134,9 @@ class Job:
                 raise self.already_there()
             try:
                 yield file, secrets.randbits(32) if seed is None else seed, {one["line"]: one for one in results}
+            except OSError as error:
+                error.filename = error.filename or str(self.part)  # a disk that is full does not say where
+                raise
             finally:
                 if not file.tell():  # nothing was done
                     self.part.unlink(missing_ok=True)
