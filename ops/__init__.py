@@ -46,16 +46,45 @@ from .attention.split import merge_attention, split_attention
 from .cross_entropy import blocked_cross_entropy, cross_entropy, cross_entropy_ref
 from .formats.blocks import decode_blocks, encode_blocks
 from .formats.blocks_ref import BLOCKS, BlockFormat, decode_blocks_ref, encode_blocks_ref
+from .formats.e8m0 import decode_e8m0, decode_e8m0_ref, encode_e8m0, encode_e8m0_ref
 from .formats.floats import decode_float, encode_float
 from .formats.floats_ref import FLOATS, FloatFormat, decode_float_ref, encode_float_ref
 from .formats.gguf import GGUF_TYPES, GGUFType
-from .formats.ref import decode_gguf_block_ref
+from .formats.gguf.ref import decode_gguf_block_ref
+from .formats.gguf.tensor import decode_gguf, encode_gguf
+from .formats.integers import decode_ints, encode_ints
+from .formats.integers_ref import INTS, IntFormat, decode_ints_ref, encode_ints_ref
+from .formats.nf4 import NF4, decode_nf4, decode_nf4_ref, encode_nf4, encode_nf4_ref
+from .formats.packing import pack, pack_ref, signed, unpack, unpack_ref
 from .moe.capacity import moe_capacity
 from .moe.dense import moe_dense
 from .moe.ref import moe_capacity_ref, moe_ref, route_ref
 from .moe.router import route
 from .moe.sorted import moe_sorted
 from .norm import layer_norm, layer_norm_ref, rms_norm, rms_norm_ref
+from .qmatmul.matmul import (
+    fp8_matmul,
+    grouped_int_matmul,
+    int8_matmul,
+    mx_matmul,
+    nvfp4_matmul,
+    weight_only_matmul,
+)
+from .qmatmul.recipes import (
+    fp8_matmul_recipe,
+    grouped_int_matmul_recipe,
+    int8_matmul_recipe,
+    mx_matmul_recipe,
+    nvfp4_matmul_recipe,
+)
+from .qmatmul.ref import (
+    fp8_matmul_ref,
+    grouped_int_matmul_ref,
+    int8_matmul_ref,
+    mx_matmul_ref,
+    nvfp4_matmul_ref,
+    weight_only_matmul_ref,
+)
 from .rope import apply_rope, apply_rope_ref, rope_frequencies
 from .sampling.filters import (
     keep_min_p,
@@ -91,9 +120,12 @@ __all__ = [
     "BLOCKS",
     "FLOATS",
     "GGUF_TYPES",
+    "INTS",
+    "NF4",
     "BlockFormat",
     "FloatFormat",
     "GGUFType",
+    "IntFormat",
     "absorbed_mla_attention",
     "accept",
     "accept_distribution_ref",
@@ -118,20 +150,43 @@ __all__ = [
     "cross_entropy_ref",
     "decode_blocks",
     "decode_blocks_ref",
+    "decode_e8m0",
+    "decode_e8m0_ref",
     "decode_float",
     "decode_float_ref",
+    "decode_gguf",
     "decode_gguf_block_ref",
+    "decode_ints",
+    "decode_ints_ref",
+    "decode_nf4",
+    "decode_nf4_ref",
     "encode_blocks",
     "encode_blocks_ref",
+    "encode_e8m0",
+    "encode_e8m0_ref",
     "encode_float",
     "encode_float_ref",
+    "encode_gguf",
+    "encode_ints",
+    "encode_ints_ref",
+    "encode_nf4",
+    "encode_nf4_ref",
     "expanded_mla_attention",
+    "fp8_matmul",
+    "fp8_matmul_recipe",
+    "fp8_matmul_ref",
     "gated_delta_ref",
     "gathered_paged_attention",
     "gelu",
     "gelu_ref",
     "gelu_tanh",
     "gelu_tanh_ref",
+    "grouped_int_matmul",
+    "grouped_int_matmul_recipe",
+    "grouped_int_matmul_ref",
+    "int8_matmul",
+    "int8_matmul_recipe",
+    "int8_matmul_ref",
     "judge",
     "keep_min_p",
     "keep_min_p_ref",
@@ -148,7 +203,15 @@ __all__ = [
     "moe_dense",
     "moe_ref",
     "moe_sorted",
+    "mx_matmul",
+    "mx_matmul_recipe",
+    "mx_matmul_ref",
     "naive_attention",
+    "nvfp4_matmul",
+    "nvfp4_matmul_recipe",
+    "nvfp4_matmul_ref",
+    "pack",
+    "pack_ref",
     "paged_attention",
     "paged_attention_ref",
     "penalise_counts",
@@ -174,6 +237,7 @@ __all__ = [
     "selective_scan_ref",
     "sequential_selective_scan",
     "shaped",
+    "signed",
     "silu",
     "silu_ref",
     "softplus",
@@ -182,7 +246,11 @@ __all__ = [
     "ssd_ref",
     "swiglu",
     "swiglu_ref",
+    "unpack",
+    "unpack_ref",
     "validate",
+    "weight_only_matmul",
+    "weight_only_matmul_ref",
 ]
 
 

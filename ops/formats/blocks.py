@@ -7,15 +7,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .blocks_ref import BLOCKS, E8M0_NAN, BlockFormat, Coded, Policy, block_format, in_blocks
+from .blocks_ref import BLOCKS, BlockFormat, Coded, Policy, block_format, in_blocks, policy_of
+from .e8m0 import E8M0_NAN
 from .floats import as_integer, decode_float, encode_float, rounded_shift
 
 __all__ = ["BLOCKS", "decode_blocks", "encode_blocks"]
 
 
-def encode_blocks(x: jax.Array, format: str, policy: Policy = "floor") -> Coded:
-    """As `encode_blocks_ref`, of float32 or narrower; numbers that are not finite give no error and no sense."""
+def encode_blocks(x: jax.Array, format: str, policy: Policy | None = None) -> Coded:
+    """As `encode_blocks_ref`, of float32 or narrower; numbers that are not finite give no error and no sense.
+
+    There is no search for the least error: which of two sums is less would depend on their order.
+    """
     form = block_format(format)
+    policy = policy_of(form, policy, ("floor", "ceil", "absmax"))
     x = x.astype(jnp.float32)
     blocks = in_blocks("encode_blocks", x, form)
     largest = jnp.max(jnp.abs(blocks), axis=-1)
@@ -60,7 +65,7 @@ def decode_blocks(coded: Coded, format: str) -> jax.Array:
     """Float32 numbers [..., n]: those of `decode_blocks_ref`, but 0 below the normal numbers."""
     form = block_format(format)
     elements = in_blocks("decode_blocks", coded.elements, form)
-    numbers = decode_float(elements, form.element) if form.float else elements.astype(jnp.float32) * (1 / 64)
+    numbers = numbers_of(elements, form)
     if coded.tensor_scale is not None:
         step = normal(decode_float(coded.scales, "e4m3fn") * coded.tensor_scale)
         return (numbers * step[..., None]).reshape(coded.elements.shape)
@@ -69,6 +74,11 @@ def decode_blocks(coded: Coded, format: str) -> jax.Array:
     numbers = numbers * power_of_two(first) * power_of_two(exponent - first)
     unknown = (coded.scales == E8M0_NAN)[..., None]
     return jnp.where(unknown, jnp.nan, numbers).reshape(coded.elements.shape)
+
+
+def numbers_of(elements: jax.Array, form: BlockFormat) -> jax.Array:
+    """Float32 numbers of elements, without their scale."""
+    return decode_float(elements, form.element) if form.float else elements.astype(jnp.float32) * (1 / 64)
 
 
 def power_of_two(exponent: jax.Array) -> jax.Array:

@@ -8,6 +8,12 @@ Models with NVFP4" (arXiv:2509.25149), appendix A. E is chosen by a policy:
 
     floor   floor(log2 max|x|) less the exponent of the largest element; what is then too large saturates (OCP)
     ceil    the smallest E for which nothing is too large
+    mse     that one of floor's and the next for which the squared errors of the block sum up less
+
+and so is s of NVFP4:
+
+    absmax  nothing is too large
+    mse     of that and the next eight below, the one for which they sum up least
 
 Every step is exact or rounded once in float32, and no step may divide by a constant (a compiler would multiply with
 its reciprocal) or depend on subnormals (which many devices take for zero): so every device gets the same bits.
@@ -18,10 +24,12 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from .e8m0 import decode_e8m0_ref
 from .floats_ref import FLOATS, FloatFormat, decode_float_ref, encode_float_ref
 
-Policy = Literal["floor", "ceil"]
-E8M0_NAN = 255
+Policy = Literal["floor", "ceil", "absmax", "mse"]
+POLICIES: dict[str, tuple[Policy, ...]] = {"e8m0": ("floor", "ceil", "mse"), "e4m3fn": ("absmax", "mse")}
+SMALLER = 8  # scales below that of absmax which a search tries
 
 
 @dataclass(frozen=True)
@@ -75,18 +83,37 @@ def block_format(name: str) -> BlockFormat:
     return BLOCKS[name]
 
 
-def encode_blocks_ref(x: np.ndarray, format: str, policy: Policy = "floor") -> Coded:
+def policy_of(form: BlockFormat, policy: Policy | None, known: tuple[Policy, ...]) -> Policy:
+    """The policy, by default the first of those for such scales; ValueError if it is none of the known ones."""
+    for_scales = [one for one in POLICIES[form.scale] if one in known]
+    if policy is not None and policy not in for_scales:
+        raise ValueError(f"policy is {policy!r}, expected one of {', '.join(for_scales)} for {form.name}")
+    return policy or for_scales[0]
+
+
+def encode_blocks_ref(x: np.ndarray, format: str, policy: Policy | None = None) -> Coded:
     """Numbers x [..., n], n a multiple of the block's size. ValueError if it is not, or if x is not finite."""
     form, x = block_format(format), np.asarray(x, np.float32)
+    policy = policy_of(form, policy, ("floor", "ceil", "absmax", "mse"))
     blocks = in_blocks("encode_blocks_ref", x, form)
     if not np.all(np.isfinite(x)):
         raise ValueError("encode_blocks_ref: x holds NaN or infinity, expected finite numbers")
     largest = np.max(np.abs(blocks), axis=-1)
     if form.scale == "e4m3fn":
-        return encode_nvfp4_ref(x, blocks, largest, form)
+        return encode_nvfp4_ref(x, blocks, largest, form, policy)
     exponent = shared_exponent_ref(largest, form, policy)
+    if policy == "mse":
+        finer, coarser = (squared_error(blocks, np.ldexp(1.0, exponent + i), form) for i in (0, 1))
+        exponent = np.minimum(exponent + (coarser < finer), 127)
     scaled = np.ldexp(blocks.astype(np.float64), -exponent[..., None])
     return Coded(encode_elements_ref(scaled, form).reshape(x.shape), (exponent + 127).astype(np.uint8))
+
+
+def squared_error(blocks: np.ndarray, steps: np.ndarray, form: BlockFormat) -> np.ndarray:
+    """Sum over each block of the squared errors that elements with given scales make."""
+    safe = np.where(steps > 0, steps, 1)[..., None].astype(np.float64)
+    elements = encode_elements_ref(blocks / safe, form)
+    return np.sum(np.square(blocks - numbers_of(elements, form) * safe), axis=-1)
 
 
 def shared_exponent_ref(largest: np.ndarray, form: BlockFormat, policy: Policy) -> np.ndarray:
@@ -105,12 +132,19 @@ def encode_elements_ref(scaled: np.ndarray, form: BlockFormat) -> np.ndarray:
     return np.clip(np.rint(scaled * 64), -127, 127).astype(np.int8)
 
 
-def encode_nvfp4_ref(x: np.ndarray, blocks: np.ndarray, largest: np.ndarray, form: BlockFormat) -> Coded:
+def encode_nvfp4_ref(
+    x: np.ndarray, blocks: np.ndarray, largest: np.ndarray, form: BlockFormat, policy: Policy
+) -> Coded:
     """t is the float32 nearest to max|x| / (6 * 448), s the e4m3fn nearest to max|block| / (6 t)."""
     sixth, top = np.float32(1 / 6), np.float32(1 / (6 * 448))
     tensor = normal(np.max(largest, initial=0) * top)
     safe = np.where(tensor > 0, tensor, np.float32(1))
     scales = encode_float_ref((largest * sixth) / safe, "e4m3fn", saturate=True)
+    if policy == "mse":
+        tried = np.maximum(scales.astype(np.int64) - np.arange(SMALLER + 1).reshape(-1, *[1] * scales.ndim), 0)
+        steps = [normal(decode_float_ref(one, "e4m3fn").astype(np.float32) * tensor) for one in tried]
+        errors = [np.where(step > 0, squared_error(blocks, step, form), np.inf) for step in steps]
+        scales = np.take_along_axis(tried, np.argmin(errors, axis=0)[None], axis=0)[0]
     step = normal(decode_float_ref(scales, "e4m3fn").astype(np.float32) * tensor)[..., None]
     scaled = np.where(step > 0, blocks / np.where(step > 0, step, np.float32(1)), np.float32(0))
     return Coded(encode_elements_ref(scaled, form).reshape(x.shape), scales.astype(np.uint8), tensor)
@@ -125,13 +159,17 @@ def decode_blocks_ref(coded: Coded, format: str) -> np.ndarray:
     """Float64 numbers [..., n]; NVFP4's scales are multiplied in float32, everything else is exact."""
     form = block_format(format)
     elements = in_blocks("decode_blocks_ref", coded.elements, form)
-    numbers = decode_float_ref(elements, form.element) if form.float else elements.astype(np.float64) / 64
+    numbers = numbers_of(elements, form)
     if coded.tensor_scale is None:
-        exponents = coded.scales.astype(np.int64) - 127
-        scale = np.where(coded.scales == E8M0_NAN, np.nan, np.ldexp(1.0, exponents))
+        scale = decode_e8m0_ref(coded.scales)
     else:
         scale = normal(decode_float_ref(coded.scales, "e4m3fn").astype(np.float32) * coded.tensor_scale)
     return (numbers * scale[..., None].astype(np.float64)).reshape(coded.elements.shape)
+
+
+def numbers_of(elements: np.ndarray, form: BlockFormat) -> np.ndarray:
+    """Float64 numbers of elements, without their scale."""
+    return decode_float_ref(elements, form.element) if form.float else elements.astype(np.float64) / 64
 
 
 def in_blocks(op: str, x: np.ndarray, form: BlockFormat) -> np.ndarray:

@@ -10,9 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..shapes import shaped
 from .floats_ref import RANDOM_BITS, Rounding, decode_float_ref, float_format, random_bits
 
 
+@shaped("codes: ... int")
 def decode_float(codes: jax.Array, format: str) -> jax.Array:
     """Float32 numbers of integer codes [...]; bits beyond the format's are ignored."""
     form = float_format(format)
@@ -21,6 +23,7 @@ def decode_float(codes: jax.Array, format: str) -> jax.Array:
     return table[codes.astype(jnp.int32) & (every.size - 1)]
 
 
+@shaped("x: ... float, random: ... int")
 def encode_float(
     x: jax.Array,
     format: str,

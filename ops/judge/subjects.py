@@ -6,13 +6,15 @@ from ..attention.cases import ATTENTION
 from ..attention.cases_mla import MLA
 from ..attention.cases_paged import PAGED_ATTENTION
 from ..cases import DistributionOp, Op
+from ..formats.cases import OPS as FORMATS
 from ..moe.cases import OPS as MOE
+from ..qmatmul.cases import OPS as PRODUCTS
 from ..sampling.cases import OPS as SAMPLING
 from ..sampling.cases import SAMPLERS
 from ..small_cases import OPS as SMALL
 from ..ssm.cases import OPS as SSM
 
-SUBJECTS = (ATTENTION, PAGED_ATTENTION, MLA, *SSM, *MOE, *SAMPLING, *SAMPLERS, *SMALL)
+SUBJECTS = (ATTENTION, PAGED_ATTENTION, MLA, *SSM, *MOE, *SAMPLING, *SAMPLERS, *SMALL, *FORMATS, *PRODUCTS)
 OPS: dict[str, Op | DistributionOp] = {op.name: op for op in SUBJECTS}
 
 

@@ -2,12 +2,14 @@
 
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors import safe_open
 
 import minillm
+import weights.check
 from minillm.folders import bundled_models
 from weights.check import acceptance, bits_per_byte, held_out, judge, recipe
 from weights.experts import expert_use
@@ -31,6 +33,17 @@ def test_a_model_is_small_and_has_a_card_and_a_curve(name):
     files = {file.name: file.stat().st_size for file in MODELS[name].iterdir()}
     assert files.keys() >= {"config.json", "model.safetensors", "tokenizer.model", "README.md", "loss.png"}
     assert sum(files.values()) <= LARGEST.get(name, 12e6)
+
+
+def test_the_table_of_all_models_says_what_their_cards_say():
+    table = Path(weights.check.__file__).with_name("README.md").read_text()
+    for name, folder in MODELS.items():
+        card = (folder / "README.md").read_text()
+        (row,) = re.findall(rf"^\| \[{name}\].*", table, re.M)
+        cells = [cell.strip() for cell in row.split("|")[2:-1]]
+        assert f"| parameters | {cells[0]} (" in card
+        assert f"recipes {cells[1]}, scripture {cells[2]} |" in card
+        assert f"{cells[3]} well formed, {cells[4]} of listed ingredients used" in card
 
 
 def test_all_together_are_small():

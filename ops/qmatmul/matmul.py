@@ -1,0 +1,152 @@
+"""Products of quantised matrices in JAX, each to the bit as its recipe in `recipes.py` says.
+
+Two things keep a compiler from changing bits. Products of codes are exact, so a fused multiply-add rounds no other
+way than a product and a sum. Products with scales are not, so they are all done before a loop begins that adds
+them.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from ..formats.blocks import numbers_of, power_of_two
+from ..formats.blocks_ref import block_format
+from ..formats.e8m0 import E8M0_NAN
+from ..formats.floats import decode_float
+from ..shapes import shaped
+
+
+@shaped("x: t d int, w: f d int, x_scale: t float, w_scale: f float, x_zero: t int")
+def int8_matmul(
+    x: jax.Array,
+    w: jax.Array,
+    x_scale: jax.Array,
+    w_scale: jax.Array,
+    *,
+    x_zero: jax.Array | None = None,
+) -> jax.Array:
+    """As `int8_matmul_ref`, f32 [t f]: codes of a token have one scale, those of an output channel another
+    (W8A8).
+    """
+    total = int_product(x, w)
+    if x_zero is not None:
+        total = total - x_zero.astype(jnp.int32)[:, None] * jnp.sum(w.astype(jnp.int32), axis=1)
+    return total.astype(jnp.float32) * (x_scale[:, None] * w_scale[None, :])
+
+
+@shaped("x: t d int, w: f d int, x_scale: t float, w_scale: f c float, w_zero: f c int")
+def grouped_int_matmul(
+    x: jax.Array,
+    w: jax.Array,
+    x_scale: jax.Array,
+    w_scale: jax.Array,
+    *,
+    w_zero: jax.Array | None = None,
+) -> jax.Array:
+    """As `grouped_int_matmul_ref`, f32 [t f]: a token's codes have one scale, those of w one a group (W4A8)."""
+    x, w = (in_groups("grouped_int_matmul", codes, w_scale) for codes in (x, w))  # c t o, c f o
+    total = jax.vmap(int_product)(x, w)
+    if w_zero is not None:
+        total = total - jnp.sum(x.astype(jnp.int32), axis=2)[..., None] * w_zero.T[:, None].astype(jnp.int32)
+    return added(total.astype(jnp.float32) * w_scale.T[:, None]) * x_scale[:, None]
+
+
+@shaped("x: t d float, w: f d int, w_scale: f c float, w_zero: f c int")
+def weight_only_matmul(
+    x: jax.Array, w: jax.Array, w_scale: jax.Array, *, w_zero: jax.Array | None = None
+) -> jax.Array:
+    """As `weight_only_matmul_ref`, [t f] in x's dtype: w as float32, its products with x summed there in any
+    order.
+    """
+    groups = in_groups("weight_only_matmul", w, w_scale).astype(jnp.int32)  # c f o
+    zero = 0 if w_zero is None else w_zero.T[..., None].astype(jnp.int32)
+    wide = (groups - zero).astype(jnp.float32) * w_scale.T[..., None]
+    wide = wide.swapaxes(0, 1).reshape(w.shape)
+    return jnp.matmul(x.astype(jnp.float32), wide.T, precision="highest").astype(x.dtype)
+
+
+@shaped("x: t d int, w: f d int, x_scale: a c float, w_scale: e c float")
+def fp8_matmul(
+    x: jax.Array,
+    w: jax.Array,
+    x_scale: jax.Array,
+    w_scale: jax.Array,
+    *,
+    x_format: str = "e4m3fn",
+    w_format: str = "e4m3fn",
+) -> jax.Array:
+    """As `fp8_matmul_ref`, f32 [t f]: scales [a c], [e c] of tiles; one for all, by row, or by blocks of both
+    axes.
+    """
+    row_scales = []
+    for name, codes, scale in (("x", x, x_scale), ("w", w, w_scale)):
+        if codes.shape[0] % scale.shape[0]:
+            rows = f"{codes.shape[0]} rows of {name}"
+            raise ValueError(f"fp8_matmul: {rows} and {scale.shape[0]} rows of scales, expected a divisor")
+        row_scales.append(jnp.repeat(scale, codes.shape[0] // scale.shape[0], 0).T)  # c rows
+    x, w = decode_float(x, x_format), decode_float(w, w_format)
+    parts = in_order(*(in_groups("fp8_matmul", one, x_scale) for one in (x, w)))
+    return added(parts * (row_scales[0][:, :, None] * row_scales[1][:, None]))
+
+
+@shaped("x: t d int, w: f d int, x_scale: t c int, w_scale: f c int")
+def mx_matmul(
+    x: jax.Array, w: jax.Array, x_scale: jax.Array, w_scale: jax.Array, *, format: str = "mxfp4"
+) -> jax.Array:
+    """As `mx_matmul_ref`, f32 [t f]."""
+    form = block_format(format)
+    parts = in_order(*(in_groups("mx_matmul", numbers_of(codes, form), x_scale, form.size) for codes in (x, w)))
+    x_code, w_code = x_scale.T[:, :, None].astype(jnp.int32), w_scale.T[:, None].astype(jnp.int32)
+    exponent = jnp.maximum(x_code + w_code - 254, -252)
+    half = exponent // 2  # the whole may be beyond float32
+    parts = parts * power_of_two(half) * power_of_two(exponent - half)
+    return added(jnp.where((x_code == E8M0_NAN) | (w_code == E8M0_NAN), jnp.nan, parts))
+
+
+@shaped("x: t d int, w: f d int, x_scale: t c int, w_scale: f c int, x_tensor: float, w_tensor: float")
+def nvfp4_matmul(
+    x: jax.Array,
+    w: jax.Array,
+    x_scale: jax.Array,
+    w_scale: jax.Array,
+    x_tensor: jax.Array,
+    w_tensor: jax.Array,
+) -> jax.Array:
+    """As `nvfp4_matmul_ref`, f32 [t f]."""
+    size = block_format("nvfp4").size
+    x, w = decode_float(x, "e2m1"), decode_float(w, "e2m1")
+    parts = in_order(*(in_groups("nvfp4_matmul", one, x_scale, size) for one in (x, w)))
+    x_wide, w_wide = decode_float(x_scale, "e4m3fn").T, decode_float(w_scale, "e4m3fn").T
+    return added(parts * (x_wide[:, :, None] * w_wide[:, None])) * (x_tensor * w_tensor)
+
+
+def int_product(x: jax.Array, w: jax.Array) -> jax.Array:
+    """x w^T of integers [t d], [f d] in int32."""
+    return jax.lax.dot_general(
+        x.astype(jnp.int32), w.astype(jnp.int32), (((1,), (1,)), ((), ())), preferred_element_type=jnp.int32
+    )
+
+
+def in_groups(op: str, x: jax.Array, scales: jax.Array, size: int | None = None) -> jax.Array:
+    """x [t d] as [c t o] for scales [... c]; ValueError if groups do not come out even, or not as large as
+    `size`.
+    """
+    (t, d), c = x.shape, scales.shape[-1]
+    if not c or d % c or (size is not None and d != c * size):
+        wanted = f"{size} columns for each" if size else "a divisor of the columns"
+        raise ValueError(f"{op}: {d} columns and {c} scales for a row, expected {wanted}")
+    return x.reshape(t, c, d // c).swapaxes(0, 1)
+
+
+def in_order(x: jax.Array, w: jax.Array) -> jax.Array:
+    """Sums f32 [c t f] of x [c t o] times w [c f o] over o, one product after the other."""
+
+    def add(y: jax.Array, column: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+        return y + column[0][:, :, None] * column[1][:, None], None
+
+    start = jnp.zeros((*x.shape[:2], w.shape[1]), jnp.float32)
+    return jax.lax.scan(add, start, (jnp.moveaxis(x, 2, 0), jnp.moveaxis(w, 2, 0)))[0]
+
+
+def added(parts: jax.Array) -> jax.Array:
+    """Sum f32 [t f] of parts [c t f], one after the other."""
+    return jax.lax.scan(lambda y, part: (y + part, None), jnp.zeros_like(parts[0]), parts)[0]
