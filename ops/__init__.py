@@ -50,6 +50,7 @@ from .formats.e8m0 import decode_e8m0, decode_e8m0_ref, encode_e8m0, encode_e8m0
 from .formats.floats import decode_float, encode_float
 from .formats.floats_ref import FLOATS, FloatFormat, decode_float_ref, encode_float_ref
 from .formats.gguf import GGUF_TYPES, GGUFType
+from .formats.gguf.jax_decode import decode_gguf_blocks
 from .formats.gguf.ref import decode_gguf_block_ref
 from .formats.gguf.tensor import decode_gguf, encode_gguf
 from .formats.integers import decode_ints, encode_ints
@@ -156,6 +157,7 @@ __all__ = [
     "decode_float_ref",
     "decode_gguf",
     "decode_gguf_block_ref",
+    "decode_gguf_blocks",
     "decode_ints",
     "decode_ints_ref",
     "decode_nf4",

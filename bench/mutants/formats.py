@@ -4,6 +4,7 @@ from .mutant import Mutant
 
 FLOATS, BLOCKS, INTS = (f"formats/{name}.py" for name in ("floats", "blocks", "integers"))
 E8M0, NF4, PACKING = (f"formats/{name}.py" for name in ("e8m0", "nf4", "packing"))
+GGUF = "formats/gguf/jax_decode.py"
 
 MUTANTS = [
     Mutant(
@@ -344,5 +345,109 @@ MUTANTS = [
         file=PACKING,
         old="single = (data[..., None] >> jnp.arange(8, dtype=jnp.uint8)) & 1",
         new="single = (data[..., None] >> jnp.arange(7, -1, -1, dtype=jnp.uint8)) & 1",
+    ),
+    Mutant(
+        op="decode_gguf",
+        form="decode_gguf_blocks",
+        bug="nibbles swapped: neighbours share a byte",
+        file=GGUF,
+        old="    return wide(unpack(q, 16, 4), 8) * f16(d)",
+        new="    return wide(unpack(q, 1, 4), 8) * f16(d)",
+    ),
+    Mutant(
+        op="decode_gguf",
+        form="decode_gguf_blocks",
+        bug="Q4_0 without its offset",
+        file=GGUF,
+        old="wide(unpack(q, 16, 4), 8)",
+        new="wide(unpack(q, 16, 4), 0)",
+    ),
+    Mutant(
+        op="decode_gguf",
+        form="decode_gguf_blocks",
+        bug="Q8_0 without a sign",
+        file=GGUF,
+        old="    return int8(q) * f16(d)",
+        new="    return wide(q) * f16(d)",
+    ),
+    Mutant(
+        op="decode_gguf",
+        form="decode_gguf_blocks",
+        bug="the fifth bit of its neighbour",
+        file=GGUF,
+        old="five_bits(low, high, 16, 1), 16)",
+        new="five_bits(low, jnp.roll(high, 1, 1), 16, 1), 16)",
+    ),
+    Mutant(
+        op="decode_gguf",
+        form="decode_gguf_blocks",
+        bug="the minimum added",
+        file=GGUF,
+        old="wide(q).reshape(*s.shape, -1) - (dmin",
+        new="wide(q).reshape(*s.shape, -1) + (dmin",
+    ),
+    Mutant(
+        op="decode_gguf",
+        form="decode_gguf_blocks",
+        bug="scales and minima swapped",
+        file=GGUF,
+        old="less_minimum(d, scales & 15, scales >> 4,",
+        new="less_minimum(d, scales >> 4, scales & 15,",
+    ),
+    Mutant(
+        op="decode_gguf",
+        form="decode_gguf_blocks",
+        bug="upper bits of late scales left out",
+        file=GGUF,
+        old="low & 15 | s >> 6 << 4, low",
+        new="low & 15, low",
+    ),
+    Mutant(
+        op="decode_gguf",
+        form="decode_gguf_blocks",
+        bug="Q6_K's high bits in runs of 64",
+        file=GGUF,
+        old="unpack(low, 64, 4) | unpack(high, 32, 2) << 4",
+        new="unpack(low, 64, 4) | unpack(high, 64, 2) << 4",
+    ),
+    Mutant(
+        op="decode_gguf",
+        form="decode_gguf_blocks",
+        bug="Q3_K's high bit means less, not more",
+        file=GGUF,
+        old="return two_levels(f16(d), wide(s, 32), wide(q, 4))",
+        new="return two_levels(f16(d), wide(s, 32), wide(q ^ 4, 4))",
+    ),
+    Mutant(
+        op="decode_gguf",
+        form="decode_gguf_blocks",
+        bug="ternary digits from the last to the first",
+        file=GGUF,
+        old="np.array([1, 3, 9, 27, 81], np.uint8)",
+        new="np.array([81, 27, 9, 3, 1], np.uint8)",
+    ),
+    Mutant(
+        op="decode_gguf",
+        form="decode_gguf_blocks",
+        bug="IQ4 levels evenly spaced",
+        file=GGUF,
+        old="    return jnp.asarray(LEVELS)[unpack(q, 16, 4)] * f16(d)",
+        new="    return (wide(unpack(q, 16, 4)) * 16 - 127) * f16(d)",
+    ),
+    Mutant(
+        op="decode_gguf",
+        form="decode_gguf_blocks",
+        bug="MXFP4's bias off by one",
+        file=GGUF,
+        old="exponent = e.astype(jnp.int32) - 127",
+        new="exponent = e.astype(jnp.int32) - 128",
+    ),
+    Mutant(
+        op="decode_gguf",
+        form="decode_gguf_blocks",
+        bug="NVFP4's scale for 32 numbers",
+        file=GGUF,
+        old="jnp.asarray(UE4M3)[scales][..., None]",
+        new="jnp.asarray(UE4M3)[scales[:, [0, 0, 2, 2]]][..., None]",
     ),
 ]

@@ -17,6 +17,10 @@ from .blocks_ref import BLOCKS, Coded, block_format, decode_blocks_ref, encode_b
 from .e8m0 import decode_e8m0, decode_e8m0_ref, encode_e8m0, encode_e8m0_ref
 from .floats import decode_float, encode_float
 from .floats_ref import FLOATS, decode_float_ref, encode_float_ref, float_format, magnitudes
+from .gguf import GGUF_TYPES
+from .gguf.jax_decode import decode_gguf_blocks
+from .gguf.ref import decode_gguf_block_ref
+from .gguf.tensor import decode_gguf, gguf_type
 from .integers import decode_ints, encode_ints
 from .integers_ref import CodedInts, decode_ints_ref, encode_ints_ref
 from .nf4 import SIZE as NF4_SIZE
@@ -404,7 +408,37 @@ UNPACK = Op(
     cases=WIDTHS,
     draw=draw_bytes,
 )
+
+
+def gguf_ref(data: np.ndarray, *, type: str) -> np.ndarray:
+    """`decode_gguf_block_ref` of every block, float64."""
+    rows = data.reshape(-1, gguf_type(type).size)
+    numbers = [decode_gguf_block_ref(type, row.tobytes()) for row in rows]
+    return np.array(numbers, np.float64).reshape(*data.shape[:-1], -1)
+
+
+def draw_gguf(case: Case, rng: np.random.Generator) -> Arrays:
+    """Blocks of any bytes of which only normal float32 numbers come, and 0."""
+    name, n = case.options["type"], case.sizes["t"] * case.sizes["f"]
+    data = rng.integers(0, 256, (16 * n, gguf_type(name).size), np.uint8)
+    size = np.abs(decode_gguf(data, name))
+    good = np.all((size == 0) | ((size >= np.finfo(np.float32).tiny) & (size <= 2.0**120)), axis=1)
+    return {"data": data[good][:n].reshape(case.sizes["t"], -1)}
+
+
+DECODE_GGUF = Op(
+    name="decode_gguf",
+    ref=gguf_ref,
+    forms={"decode_gguf_blocks": decode_gguf_blocks},
+    required=("data",),
+    outputs=("x",),
+    cases=tuple(
+        new_case("2 40" if form.values == 1 else "2 3", form.name, type=form.name) for form in GGUF_TYPES.values()
+    ),
+    draw=draw_gguf,
+    exact=draw_gguf,
+)
 OPS = (
     *(ENCODE_FLOAT, DECODE_FLOAT, ENCODE_E8M0, DECODE_E8M0, ENCODE_MX, DECODE_MX, ENCODE_NVFP4, DECODE_NVFP4),
-    *(ENCODE_INTS, ENCODE_AFFINE_INTS, DECODE_INTS, ENCODE_NF4, DECODE_NF4, PACK, UNPACK),
+    *(ENCODE_INTS, ENCODE_AFFINE_INTS, DECODE_INTS, ENCODE_NF4, DECODE_NF4, PACK, UNPACK, DECODE_GGUF),
 )

@@ -1,6 +1,7 @@
 """Reading GGUF blocks: as the definition, the gguf package and ggml itself read them, bit for bit."""
 
 import gguf
+import jax
 import numpy as np
 import pytest
 from hypothesis import given
@@ -54,6 +55,25 @@ def test_any_bytes_decode_as_the_gguf_package_does(number, form):
     blocks = random_blocks(form)
     theirs = gguf.dequantize(blocks.reshape(-1), gguf.GGMLQuantizationType(number))
     assert_same_bits(form.decode(blocks), theirs.reshape(-1, form.values))
+
+
+@every_type
+def test_jax_decodes_to_the_same_bits_where_numbers_are_normal(number, form):
+    blocks = random_blocks(form)[::8]
+    x = form.decode(blocks)
+    y = np.array(jax.jit(ops.decode_gguf_blocks, static_argnames="type")(blocks, type=form.name))
+    tiny = np.abs(x) < np.finfo(np.float32).tiny
+    x, y = np.where(tiny, 0, x), np.where(tiny, 0, y)  # XLA may take subnormals for zero
+    assert_same_bits(x, y)
+
+
+def test_jax_refuses_what_is_no_block():
+    with pytest.raises(
+        ValueError, match=r"data is uint8 of shape \[19\], expected uint8, rows of a multiple of 18 bytes"
+    ):
+        ops.decode_gguf_blocks(jax.numpy.zeros(19, "uint8"), "Q4_0")
+    with pytest.raises(ValueError, match="type is 'Q9_9', expected one of F32"):
+        ops.decode_gguf_blocks(jax.numpy.zeros(18, "uint8"), "Q9_9")
 
 
 @pytest.mark.oracle
