@@ -49,8 +49,11 @@ def test_the_readmes_python_runs(smollm2, capsys, monkeypatch):
 
 
 def test_the_examples_of_ops_run(capsys):
-    example, kernels = re.findall(r"```python\n(.*?)```", (ROOT / "ops" / "README.md").read_text(), re.S)
+    example, formats, kernels = re.findall(r"```python\n(.*?)```", (ROOT / "ops" / "README.md").read_text(), re.S)
     exec(example, names := {})
     assert float(capsys.readouterr().out) < 1e-5
+    exec(formats, casts := {})
+    assert capsys.readouterr().out.strip() == re.findall(r"# (0x.*)", formats)[0]
+    assert casts["y"].shape == (2, 2)
     exec(kernels, names)
     assert names["flash"](names["q"], names["k"], names["v"]).shape == names["q"].shape
