@@ -149,7 +149,10 @@ class Job:
                 return header["seed"], results
         except (ValueError, TypeError, KeyError):
             pass
-        raise UserError(f"{self.part} is what is left of another job; move it away, or name another output")
+        raise UserError(
+            f"{self.part} is what is left of another job: prompts, model or options differ, --batch among them; "
+            "move it away, or name another output"
+        )
 
     def already_there(self) -> UserError:
         """That the output exists."""

@@ -18,6 +18,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
+from inspect import signature
 from typing import TYPE_CHECKING, Any, Protocol
 
 import jax
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 CHUNK = 128  # tokens of a prompt that are read at once
 WIDTHS = (CHUNK // 4, CHUNK // 2, CHUNK)  # of the programs that read them
 READERS = 2  # requests that read at once
+SAMPLING = signature(new_sampler).parameters.keys()
 DRAFTS = (0, 3, EXACT - 1)  # drafted tokens a round; each is a program of its own
 
 
@@ -125,12 +127,15 @@ class Engine:
         **sampling: Any,
     ) -> Request:
         """Put a request in line; sampling as in `LM.stream`. UserError if it does not fit, now or ever."""
-        ids, sampler = self.lm.prompt_ids(prompt, self.context + 1), jax.device_get(new_sampler(**sampling))
+        if unknown := sampling.keys() - SAMPLING:
+            raise UserError(
+                f"submit: {min(unknown)} is no option of a request, expected {', '.join(sorted(SAMPLING))}"
+            )
+        ids, sampler = self.lm.prompt_ids(prompt, self.context), jax.device_get(new_sampler(**sampling))
         require(is_count(max_tokens), "max_tokens", max_tokens, "1 or more")
         seconds = timeout is None or (isinstance(timeout, int | float) and timeout > 0)
         require(seconds, "timeout", timeout, "seconds, more than 0")
         end = min(len(ids) + max_tokens, self.context)
-        require(len(ids) < self.context, "prompt", f"{len(ids)} tokens", f"less than the context of {self.context}")
         needed = self.pool.pages_for(end)
         if needed > self.pool.n_pages:
             raise UserError(

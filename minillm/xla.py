@@ -17,7 +17,8 @@ import numpy as np
 from .folders import program_folder
 
 T = TypeVar("T")
-COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
+COMPILE_EVENTS = "/jax/core/compile/"  # tracing, translating, compiling: one of each for a program
+COMPILED = f"{COMPILE_EVENTS}backend_compile_duration"
 
 
 def keep_programs() -> None:
@@ -31,7 +32,7 @@ def keep_programs() -> None:
 
 
 class Programs:
-    """Counts programs that this thread compiled or loaded from disk, and the seconds that took.
+    """Counts programs that this thread compiled or loaded from disk, and the seconds from call to program.
 
     with Programs() as programs:
         ...
@@ -46,11 +47,12 @@ class Programs:
         return self
 
     def __exit__(self, *exception) -> None:
-        jax.monitoring.unregister_event_duration_listener(self._ended)
+        if jax is not None:  # Python takes modules away when it ends, perhaps with a text half read
+            jax.monitoring.unregister_event_duration_listener(self._ended)
 
     def _ended(self, event: str, duration_secs: float, **details) -> None:
-        if event == COMPILE_EVENT and get_ident() == self.thread:
-            self.count += 1
+        if event.startswith(COMPILE_EVENTS) and get_ident() == self.thread:
+            self.count += event == COMPILED
             self.seconds += duration_secs
 
 

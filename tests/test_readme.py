@@ -57,3 +57,10 @@ def test_the_examples_of_ops_run(capsys):
     assert casts["y"].shape == (2, 2)
     exec(kernels, names)
     assert names["flash"](names["q"], names["k"], names["v"]).shape == names["q"].shape
+
+
+def test_the_engines_example_runs(capsys):
+    examples = re.findall(r"```python\n(.*?)```", (ROOT / "minillm" / "README.md").read_text(), re.S)
+    (example,) = [one for one in examples if "Engine" in one]
+    exec(example, {})
+    assert "Ingredients" in capsys.readouterr().out

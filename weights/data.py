@@ -16,6 +16,8 @@ from hashlib import sha256
 from importlib import import_module
 from typing import Any, Literal
 
+import click
+
 Source = Literal["recipes", "scripture"]
 PART = 1400  # characters in a part of a chapter, about: it must fit into the models' context of 512 tokens
 
@@ -30,9 +32,13 @@ class Document:
 
 
 def documents() -> list[Document]:
-    """All of them, in a fixed order, none twice."""
+    """All of them, in a fixed order, none twice. click.UsageError if the packages with the text are missing."""
     found: dict[str, Document] = {}
-    for document in (*recipes(), *scripture()):
+    try:
+        every = [*recipes(), *scripture()]
+    except ModuleNotFoundError as error:
+        raise click.UsageError(f"the text comes with {error.name}; run: pip install -e '.[train]'") from None
+    for document in every:
         found.setdefault(re.sub(r"\W+", " ", document.text.lower()), document)
     return list(found.values())
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 from ..errors import UserError
-from ..folders import model_folder
+from ..folders import bundled_models, model_folder
 
 
 class Packaged(NamedTuple):
@@ -60,7 +60,8 @@ def pulled(name: str) -> Path:
 def pull(name: str, report: Report = lambda step: None) -> Path:
     """Fetch a model by name, unless it is there; `report` is told each step. UserError if it cannot be had."""
     if name not in MODELS:
-        raise UserError(f"model {name!r} is not known; names: {', '.join(MODELS)}")
+        here = "comes with minillm" if name in bundled_models() else "is not known"
+        raise UserError(f"model {name!r} {here}; names to pull: {', '.join(MODELS)}")
     final, model = model_path(name), MODELS[name]
     try:
         if final.is_file() and digest_of(final) == model.sha256:

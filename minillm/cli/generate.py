@@ -175,9 +175,15 @@ def run_file(
     columns = MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn()
     with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
         task, began, tokens = bar.add_task("", total=len(job.lines)), time.perf_counter(), 0
-        for one in job.run(lm, encode):
-            tokens += len(one["tokens"])
-            bar.update(task, advance=1, description=f"{tokens / (time.perf_counter() - began):.0f} tokens/s")
+        done = 0
+        try:
+            for one in job.run(lm, encode):
+                done, tokens = done + 1, tokens + len(one["tokens"])
+                bar.update(task, advance=1, description=f"{tokens / (time.perf_counter() - began):.0f} tokens/s")
+        except KeyboardInterrupt:
+            if done:
+                click.echo(f"{done} of {len(job.lines)} are kept in {job.part}; the same command goes on", err=True)
+            raise
     click.echo(f"{len(job.lines)} continuations in {target}", err=True)
 
 

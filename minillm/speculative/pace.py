@@ -13,6 +13,9 @@ LENGTHS = (0, 3, 7, 15)  # drafted tokens a round; each is a program of its own
 FADES = 0.9  # what an older round counts for beside the one after it
 PRIOR = (2.0, 2.5)  # kept, tried: what is believed of a place at first, so that longer drafts get a chance
 FIRST_REST, LONGEST_REST = 16, 256  # rounds without a draft, before the next try
+COLD = (
+    4  # rounds of a length whose costs are not averaged: a program's first runs are slow, the best of them counts
+)
 
 
 @dataclass
@@ -47,6 +50,7 @@ class Pace:
     fixed: bool = False
     rates: list[Rate] = field(default_factory=list)
     costs: dict[int, Cost] = field(default_factory=dict)  # by draft length
+    measured: dict[int, int] = field(default_factory=dict)  # how often
     resting: int = 0
     rest: int = FIRST_REST
 
@@ -66,7 +70,7 @@ class Pace:
         """How many tokens to draft in the next round, `room` at most; 0 is a plain step."""
         if self.fixed:
             return min(self.most, room)
-        if 0 not in self.costs or self.resting:
+        if self.measured.get(0, 0) < COLD or self.resting:
             self.resting = max(self.resting - 1, 0)
             return 0
         drafts = self.lengths[1:] if len(self.costs) > 1 else self.lengths[1:2]  # the first try is a short one
@@ -84,8 +88,13 @@ class Pace:
         """
         for place, rate in enumerate(self.rates[: min(kept + 1, length)]):
             rate.observe(place < kept)
-        if cost is not None:
-            before = self.costs.get(length, cost)
+        if cost is None:
+            return
+        before, times = self.costs.get(length, cost), self.measured.get(length, 0)
+        self.measured[length] = times + 1
+        if times < COLD:
+            self.costs[length] = min(before, cost, key=sum)
+        else:
             halves = zip(before, cost, strict=True)
             self.costs[length] = Cost(*(old + 0.3 * (min(new, 2 * old) - old) for old, new in halves))  # no hiccups
 

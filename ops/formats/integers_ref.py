@@ -14,7 +14,7 @@ device gets the same bits.
 """
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -45,9 +45,9 @@ INTS = {
 class CodedInts(NamedTuple):
     """codes [..., n], int8, or uint8 if affine; scales f32 [..., n / group]; zeros uint8 like scales, or None."""
 
-    codes: np.ndarray
-    scales: np.ndarray
-    zeros: np.ndarray | None = None
+    codes: Any
+    scales: Any
+    zeros: Any = None
 
 
 def int_format(name: str, affine: bool = False) -> IntFormat:

@@ -5,7 +5,7 @@
 The 16 numbers are those of the paper's appendix E. The nearest is taken, of two as near the lower one.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -41,8 +41,8 @@ MIDDLES = ((NF4[1:].astype(np.float64) + NF4[:-1]) / 2).astype(np.float32)
 class CodedNF4(NamedTuple):
     """codes uint8 [..., n] from 0 to 15; scales f32 [..., n / 64]."""
 
-    codes: np.ndarray
-    scales: np.ndarray
+    codes: Any
+    scales: Any
 
 
 def encode_nf4_ref(x: np.ndarray) -> CodedNF4:

@@ -120,10 +120,10 @@ def nvfp4_matmul(
 
 
 def int_product(x: jax.Array, w: jax.Array) -> jax.Array:
-    """x w^T of integers [t d], [f d] in int32."""
-    return jax.lax.dot_general(
-        x.astype(jnp.int32), w.astype(jnp.int32), (((1,), (1,)), ((), ())), preferred_element_type=jnp.int32
-    )
+    """x w^T of integers [t d], [f d] in int32; two of int8 stay so, as processors have instructions for that."""
+    if x.dtype != jnp.int8 or w.dtype != jnp.int8:
+        x, w = x.astype(jnp.int32), w.astype(jnp.int32)
+    return jax.lax.dot_general(x, w, (((1,), (1,)), ((), ())), preferred_element_type=jnp.int32)
 
 
 def in_groups(op: str, x: jax.Array, scales: jax.Array, size: int | None = None) -> jax.Array:

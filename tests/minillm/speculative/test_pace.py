@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 
-from minillm.speculative.pace import FIRST_REST, LENGTHS, LONGEST_REST, Cost, Pace
+from minillm.speculative.pace import COLD, FIRST_REST, LENGTHS, LONGEST_REST, Cost, Pace
 
 
 def play(pace: Pace, kept: int, costs: dict[int, Cost], rounds: int, room: int = 100) -> list[int]:
@@ -24,8 +24,15 @@ def test_before_anything_is_drafted_a_plain_step_is_measured():
     assert Pace().choose(100) == 0
 
 
-def test_the_first_draft_is_a_short_one():
-    assert play(Pace(), 0, COSTS, 2) == [0, 3]
+def test_the_first_draft_is_a_short_one_after_a_few_plain_steps():
+    assert play(Pace(), 0, COSTS, COLD + 1) == [0] * COLD + [3]
+
+
+def test_a_first_run_that_was_slow_is_forgotten():
+    pace = Pace()
+    for seconds in (9.0, 1.0, 1.1, 1.2):
+        pace.observe(0, 0, Cost(0, seconds))
+    assert pace.costs[0] == Cost(0, 1.0)
 
 
 def test_drafts_that_hold_become_as_long_as_there_are():

@@ -100,7 +100,7 @@ def test_powers_of_two_only_move_the_scales(name, affine, seed, power):
 def test_larger_numbers_get_no_smaller_codes_and_the_order_of_groups_does_not_matter(name, affine, seed):
     x = drawn(seed)
     coded = encode_ints_ref(x, name, group=8, affine=affine)
-    groups, codes = x.reshape(-1, 8), coded.codes.reshape(-1, 8).astype(int)
+    groups, codes = x.reshape(-1, 8), np.asarray(coded.codes, np.int64).reshape(-1, 8)
     order = np.argsort(groups, axis=1)
     assert np.all(np.diff(np.take_along_axis(codes, order, 1), axis=1) >= 0)
     shuffled = np.random.default_rng(seed).permutation(len(groups))
