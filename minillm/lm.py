@@ -23,6 +23,7 @@ from .generate import Plan, bucket
 from .model import Model
 from .output import Output
 from .quant import stored_for
+from .quant.recipes import Change, quantised
 from .sampling import is_count, new_sampler, require
 from .span import Span
 from .stream import Completion, Stream
@@ -67,6 +68,16 @@ class LM:
             return
         self.shapes, loaded = shapes.replace(blocks=blocks, head=head), [self.weights]
         self.weights = in_background(rearranged, rows, loaded)
+
+    def quantize(self, recipe: str) -> "tuple[LM, list[Change]]":
+        """The same model with its matrices in few bits, and what became of each; recipes as in `quant.recipes`.
+
+        UserError if the recipe is none, or names a matrix that cannot be stored so because a number in it is none.
+        """
+        model, changes = quantised(self.model, recipe)
+        weights: Future[Model] = Future()
+        weights.set_result(model)
+        return LM(self.config, self.tokenizer, jax.eval_shape(lambda: model), weights), changes
 
     def logits(self, tokens) -> np.ndarray:
         """Scores of the next token after each: tokens i32 [b, t] -> float32 [b, t, v]."""

@@ -35,6 +35,7 @@ OTHERS = f"{BUNDLED} knows recipes and scripture; for a general model: minillm p
 @click.option("--seed", type=int, help="Draw the same text again; --json shows a run's.")
 @click.option("--stop", multiple=True, help="End before this text; may be given more than once.")
 @click.option("--chat", is_flag=True, help="Put PROMPT into the checkpoint's own chat template.")
+@click.option("--quant", metavar="RECIPE", help="Keep weights in few bits: w8a8, int4-g32, q4_k, nvfp4 …")
 @click.option("--draft", help="Guess by prompt-lookup, ngram, skip:K or a model.")
 @click.option("--exact", is_flag=True, help="The same tokens to the bit with any --draft.")
 @click.option("--cache", help="Keep keys and values by int8, sinks:N or h2o:N tokens.")
@@ -52,6 +53,7 @@ def command(
     as_json: bool,
     stats: bool,
     chat: bool,
+    quant: str | None,
     source: Path | None,
     target: Path | None,
     batch: int,
@@ -73,11 +75,13 @@ def command(
     gc.disable()  # a short-lived process: looking for cycles while reading a vocabulary takes 0.3 s
     if source is not None or target is not None:
         unfit = {"PROMPT": prompt is not None, "--draft": options.pop("draft"), "--json": as_json, "--stats": stats}
-        run_file(source, target, model, chat, batch, options, [name for name, given in unfit.items() if given])
+        run_file(
+            source, target, model, quant, chat, batch, options, [name for name, given in unfit.items() if given]
+        )
         return
     text = read_prompt(prompt, model)
     shown = interactive() and not as_json
-    lm, stream = start(text, model, chat, options)
+    lm, stream = start(text, model, quant, chat, options)
     if shown:
         click.echo(click.style(printable(text), dim=True), nl=chat)
     try:
@@ -129,7 +133,7 @@ def read_prompt(prompt: str | None, model: str) -> str:
         raise UserError(f"standard input is not UTF-8: byte {error.start} is {raw[error.start]:#04x}") from None
 
 
-def start(prompt: str, model: str, chat: bool, options: dict[str, Any]) -> "tuple[LM, Stream]":
+def start(prompt: str, model: str, quant: str | None, chat: bool, options: dict[str, Any]) -> "tuple[LM, Stream]":
     """Load the model and generate the first piece of text, telling a terminal what takes the time."""
     programs = program_folder()
     try:
@@ -139,19 +143,32 @@ def start(prompt: str, model: str, chat: bool, options: dict[str, Any]) -> "tupl
     doing = "compiling (first run only)" if first_run else f"loading {model}, compiling what is new"
     first_line = printable(prompt).strip().partition("\n")[0][:60]
     with status(f"{first_line} … {doing}"):
-        from ..lm import load
-
-        lm = load(model)
+        lm = opened(model, quant)
         ids = lm.chat_ids([{"role": "user", "content": prompt}]) if chat else prompt
         stream = lm.stream(ids, **options)
         stream.wait()
     return lm, stream
 
 
+def opened(model: str, quant: str | None) -> "LM":
+    """The model, quantised if so asked."""
+    from ..lm import load
+
+    lm = load(model)
+    if quant is None:
+        return lm
+    from ..quant.recipes import summary
+
+    lm, changes = lm.quantize(quant)
+    click.echo(click.style(summary(quant, changes), dim=True), err=True)
+    return lm
+
+
 def run_file(
     source: Path | None,
     target: Path | None,
     model: str,
+    quant: str | None,
     chat: bool,
     batch: int,
     options: dict[str, Any],
@@ -166,11 +183,11 @@ def run_file(
     from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from ..batch import Job
-    from ..lm import load
 
     serving = {name: options.pop(name) for name in ("exact", "cache", "lossy")} | {"max_batch": batch}
     given = {name: one for name, one in options.items() if one is not None} | {"stop": list(options["stop"])}
-    job, lm = Job(source, target, {"model": model, "chat": chat}, given, serving), load(model)
+    whose = {"model": model, "quant": quant, "chat": chat}
+    job, lm = Job(source, target, whose, given, serving), opened(model, quant)
     encode = (lambda text: lm.chat_ids([{"role": "user", "content": text}])) if chat else lm.prompt_ids
     columns = MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn()
     with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:

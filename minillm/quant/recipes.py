@@ -31,6 +31,7 @@ STORAGES |= {
 }
 for clash in ("mxfp4", "nvfp4"):
     STORAGES[clash] = Blocks(clash)  # as OCP and NVIDIA define them, not as GGUF files have them
+STAYS = "stays in every recipe"
 STAY = re.compile(r"router|positions")
 INT_NAME = re.compile(rf"({'|'.join(INTS)})(?:-g([1-9][0-9]{{0,4}}))?(-affine)?")
 
@@ -59,8 +60,9 @@ def storage_named(recipe: str) -> Storage:
 
 
 def quantised(model: Any, recipe: str) -> tuple[Any, list[Change]]:
-    """The model with its matrices as a recipe says, and what became of each. UserError if the recipe is none, or a
-    matrix is not finite.
+    """The model with its matrices as a recipe says, and what became of each.
+
+    UserError if the recipe is none, no matrix can be stored so, or one of them is not finite.
     """
     storage = None if recipe == "w8a8" else storage_named(recipe)
     leaves, tree = jax.tree_util.tree_flatten_with_path(model, is_leaf=lambda node: hasattr(node, "for_rows"))
@@ -70,6 +72,8 @@ def quantised(model: Any, recipe: str) -> tuple[Any, list[Change]]:
             leaf, change = changed(jax.tree_util.keystr(path).removeprefix("."), leaf, storage, recipe)
             changes.append(change)
         weights.append(leaf)
+    if all(change.kept for change in changes):
+        raise UserError(f"no matrix can be stored as {recipe}: {changes[0].place}: {changes[0].kept}")
     return jax.tree_util.tree_unflatten(tree, weights), changes
 
 
@@ -82,7 +86,7 @@ def changed(place: str, weight: Any, storage: Storage | None, recipe: str) -> tu
             f"{place} is stored as {type(weight).__name__}, expected plain numbers: quantise a model once"
         )
     if STAY.search(place):
-        reason = "stays in every recipe"
+        reason = STAYS
     elif storage and (columns := weight.shape[embedding]) % storage.multiple:
         reason = f"its rows of {columns} are no multiple of {storage.multiple}"
     if reason is None:
@@ -95,6 +99,15 @@ def changed(place: str, weight: Any, storage: Storage | None, recipe: str) -> tu
     size = count * weight.shape[0] * weight.shape[1]
     bits = 8 * sum(leaf.nbytes for leaf in jax.tree.leaves(weight)) / size
     return weight, Change(place, weight.shape, count, bits, reason)
+
+
+def summary(recipe: str, changes: list[Change]) -> str:
+    """A line for users: bits a weight, and what could not be stored so."""
+    kept = [change for change in changes if change.kept not in (None, STAYS)]
+    line = f"{recipe}: {bits_a_weight(changes):.2f} bits a weight"
+    if not kept:
+        return line
+    return f"{line}; {len(kept)} of {len(changes)} matrices stay as they are, {kept[0].place} as {kept[0].kept}"
 
 
 def bits_a_weight(changes: list[Change]) -> float:
