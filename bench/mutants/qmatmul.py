@@ -116,7 +116,7 @@ MUTANTS = [
         form="fp8_matmul",
         bug="tiles of scales transposed",
         file=FILE,
-        old="row_scales.append(jnp.repeat(scale, codes.shape[0] // scale.shape[0], 0).T)",
+        old="row_scales.append(jnp.repeat(scale.astype(jnp.float32), codes.shape[0] // scale.shape[0], 0).T)",
         new="row_scales.append(jnp.tile(scale, (codes.shape[0] // scale.shape[0], 1)).T)",
     ),
     Mutant(
@@ -182,8 +182,8 @@ MUTANTS = [
         form="nvfp4_matmul",
         bug="tensor scale applied twice",
         file=FILE,
-        old="* (x_tensor * w_tensor)",
-        new="* (x_tensor * w_tensor) * w_tensor",
+        old="w_wide[:, None])) * tensor_scale",
+        new="w_wide[:, None])) * tensor_scale * w_tensor",
     ),
     Mutant(
         op="nvfp4_matmul",

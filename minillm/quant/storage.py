@@ -110,7 +110,7 @@ class Blocks:
     @property
     def bits(self) -> int:
         """Bits of an element."""
-        form = BLOCKS[self.format].float
+        form = BLOCKS[self.format].element_format
         return form.bits if form else 8
 
     def encode(self, w: np.ndarray) -> Parts:
@@ -125,7 +125,7 @@ class Blocks:
         """As `decode_blocks`."""
         packed, scales, *tensor_scale = parts
         elements = unpack(packed, self.bits)
-        elements = elements if BLOCKS[self.format].float else signed(elements, 8)
+        elements = elements if BLOCKS[self.format].element_format else signed(elements, 8)
         return decode_blocks(CodedBlocks(elements, scales, *tensor_scale), self.format)
 
 

@@ -7,13 +7,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .blocks_ref import BLOCKS, BlockFormat, Coded, Policy, block_format, in_blocks, policy_of
+from ..shapes import shaped
+from .blocks_ref import BLOCKS, BlockFormat, Coded, Policy, block_format, check_blocks, in_blocks, policy_of
 from .e8m0 import E8M0_NAN
 from .floats import as_integer, decode_float, encode_float, rounded_shift
+from .rounding import divided, normal, power_of_two
 
 __all__ = ["BLOCKS", "decode_blocks", "encode_blocks"]
 
 
+@shaped("x: ... float")
 def encode_blocks(x: jax.Array, format: str, policy: Policy | None = None) -> Coded:
     """As `encode_blocks_ref`, of float32 or narrower; numbers that are not finite give no error and no sense.
 
@@ -43,7 +46,7 @@ def shared_exponent(largest: jax.Array, form: BlockFormat, policy: Policy) -> ja
 
 def encode_elements(blocks: jax.Array, form: BlockFormat, exponent: jax.Array | int) -> jax.Array:
     """Elements of numbers divided by 2^exponent; too large ones saturate."""
-    if form.float:
+    if form.element_format:
         return encode_float(blocks, form.element, saturate=True, exponent=exponent)
     whole, power = as_integer(blocks)
     steps = rounded_shift(whole, 23 - 6 + exponent - power, "nearest", None).astype(jnp.int32)
@@ -54,17 +57,17 @@ def encode_nvfp4(x: jax.Array, blocks: jax.Array, largest: jax.Array, form: Bloc
     """With a scale in e4m3fn for each block and one in float32 for all."""
     sixth, top = np.float32(1 / 6), np.float32(1 / (6 * 448))
     tensor = normal(jnp.max(largest, initial=0) * top)
-    safe = jnp.where(tensor > 0, tensor, 1)
-    scales = encode_float((largest * sixth) / safe, "e4m3fn", saturate=True)
-    step = normal(decode_float(scales, "e4m3fn") * tensor)[..., None]
-    scaled = jnp.where(step > 0, blocks / jnp.where(step > 0, step, 1), 0)
-    return Coded(encode_elements(scaled, form, 0).reshape(x.shape), scales, tensor)
+    wanted = divided(normal(largest * sixth), jnp.broadcast_to(tensor, largest.shape[:-1]))
+    scales = encode_float(wanted, "e4m3fn", saturate=True)
+    step = normal(decode_float(scales, "e4m3fn") * tensor)
+    return Coded(encode_elements(divided(blocks, step), form, 0).reshape(x.shape), scales, tensor)
 
 
 def decode_blocks(coded: Coded, format: str) -> jax.Array:
     """Float32 numbers [..., n]: those of `decode_blocks_ref`, but 0 below the normal numbers."""
     form = block_format(format)
     elements = in_blocks("decode_blocks", coded.elements, form)
+    check_blocks("decode_blocks", coded, form)
     numbers = numbers_of(elements, form)
     if coded.tensor_scale is not None:
         step = normal(decode_float(coded.scales, "e4m3fn") * coded.tensor_scale)
@@ -78,14 +81,4 @@ def decode_blocks(coded: Coded, format: str) -> jax.Array:
 
 def numbers_of(elements: jax.Array, form: BlockFormat) -> jax.Array:
     """Float32 numbers of elements, without their scale."""
-    return decode_float(elements, form.element) if form.float else elements.astype(jnp.float32) * (1 / 64)
-
-
-def power_of_two(exponent: jax.Array) -> jax.Array:
-    """Float32 2^exponent, for exponents from -126 to 127."""
-    return jax.lax.bitcast_convert_type((exponent + 127) << 23, jnp.float32)
-
-
-def normal(x: jax.Array) -> jax.Array:
-    """Float32 x, and 0 for what is below the normal numbers."""
-    return jnp.where(jnp.abs(x) < np.finfo(np.float32).tiny, 0, x)
+    return decode_float(elements, form.element) if form.element_format else elements.astype(jnp.float32) * (1 / 64)

@@ -4,7 +4,7 @@
     NVFP4   element_i = cast(x_i / (s t)), s of 16 numbers in e4m3fn, t of the whole tensor in float32
 
 Sources: OCP Microscaling Formats (MX) Specification 1.0, sections 5.2 and 6.3; NVIDIA, "Pretraining Large Language
-Models with NVFP4" (arXiv:2509.25149), appendix A. E is chosen by a policy:
+Models with NVFP4" (arXiv:2509.25149). E is chosen by a policy:
 
     floor   floor(log2 max|x|) less the exponent of the largest element; what is then too large saturates (OCP)
     ceil    the smallest E for which nothing is too large
@@ -26,6 +26,7 @@ import numpy as np
 
 from .e8m0 import decode_e8m0_ref
 from .floats_ref import FLOATS, FloatFormat, decode_float_ref, encode_float_ref
+from .rounding import divided_ref, normal_ref
 
 Policy = Literal["floor", "ceil", "absmax", "mse"]
 POLICIES: dict[str, tuple[Policy, ...]] = {"e8m0": ("floor", "ceil", "mse"), "e4m3fn": ("absmax", "mse")}
@@ -42,14 +43,14 @@ class BlockFormat:
     scale: Literal["e8m0", "e4m3fn"] = "e8m0"
 
     @property
-    def float(self) -> FloatFormat | None:
+    def element_format(self) -> FloatFormat | None:
         """The elements' format, None for integers."""
         return FLOATS.get(self.element)
 
     @property
     def max(self) -> float:
         """The largest element."""
-        return self.float.max if self.float else 127 / 64
+        return self.element_format.max if self.element_format else 127 / 64
 
 
 BLOCKS = {
@@ -127,7 +128,7 @@ def shared_exponent_ref(largest: np.ndarray, form: BlockFormat, policy: Policy) 
 
 def encode_elements_ref(scaled: np.ndarray, form: BlockFormat) -> np.ndarray:
     """Elements of numbers that were divided by their scale; too large ones saturate."""
-    if form.float:
+    if form.element_format:
         return encode_float_ref(scaled, form.element, saturate=True).astype(np.uint8)
     return np.clip(np.rint(scaled * 64), -127, 127).astype(np.int8)
 
@@ -137,39 +138,46 @@ def encode_nvfp4_ref(
 ) -> Coded:
     """t is the float32 nearest to max|x| / (6 * 448), s the e4m3fn nearest to max|block| / (6 t)."""
     sixth, top = np.float32(1 / 6), np.float32(1 / (6 * 448))
-    tensor = normal(np.max(largest, initial=0) * top)
-    safe = np.where(tensor > 0, tensor, np.float32(1))
-    scales = encode_float_ref((largest * sixth) / safe, "e4m3fn", saturate=True)
+    tensor = normal_ref(np.max(largest, initial=0) * top)
+    wanted = divided_ref(normal_ref(largest * sixth), np.broadcast_to(tensor, largest.shape[:-1]))
+    scales = encode_float_ref(wanted, "e4m3fn", saturate=True)
     if policy == "mse":
         tried = np.maximum(scales.astype(np.int64) - np.arange(SMALLER + 1).reshape(-1, *[1] * scales.ndim), 0)
-        steps = [normal(decode_float_ref(one, "e4m3fn").astype(np.float32) * tensor) for one in tried]
+        steps = [normal_ref(decode_float_ref(one, "e4m3fn").astype(np.float32) * tensor) for one in tried]
         errors = [np.where(step > 0, squared_error(blocks, step, form), np.inf) for step in steps]
         scales = np.take_along_axis(tried, np.argmin(errors, axis=0)[None], axis=0)[0]
-    step = normal(decode_float_ref(scales, "e4m3fn").astype(np.float32) * tensor)[..., None]
-    scaled = np.where(step > 0, blocks / np.where(step > 0, step, np.float32(1)), np.float32(0))
-    return Coded(encode_elements_ref(scaled, form).reshape(x.shape), scales.astype(np.uint8), tensor)
-
-
-def normal(x: np.ndarray) -> np.ndarray:
-    """Float32 x, and 0 for what is below the normal numbers."""
-    return np.where(np.abs(x) < np.finfo(np.float32).tiny, np.float32(0), x)
+    step = normal_ref(decode_float_ref(scales, "e4m3fn").astype(np.float32) * tensor)
+    elements = encode_elements_ref(divided_ref(blocks, step), form)
+    return Coded(elements.reshape(x.shape), scales.astype(np.uint8), tensor)
 
 
 def decode_blocks_ref(coded: Coded, format: str) -> np.ndarray:
     """Float64 numbers [..., n]; NVFP4's scales are multiplied in float32, everything else is exact."""
     form = block_format(format)
     elements = in_blocks("decode_blocks_ref", coded.elements, form)
+    check_blocks("decode_blocks_ref", coded, form)
     numbers = numbers_of(elements, form)
     if coded.tensor_scale is None:
         scale = decode_e8m0_ref(coded.scales)
     else:
-        scale = normal(decode_float_ref(coded.scales, "e4m3fn").astype(np.float32) * coded.tensor_scale)
+        scale = normal_ref(decode_float_ref(coded.scales, "e4m3fn").astype(np.float32) * coded.tensor_scale)
     return (numbers * scale[..., None].astype(np.float64)).reshape(coded.elements.shape)
+
+
+def check_blocks(op: str, coded: Coded, form: BlockFormat) -> None:
+    """ValueError unless each block has a scale, and NVFP4 its tensor scale."""
+    elements, scales = tuple(coded.elements.shape), tuple(coded.scales.shape)
+    if scales != (*elements[:-1], elements[-1] // form.size):
+        shapes = f"{list(scales)} for elements {list(elements)}"
+        raise ValueError(f"{op}: scales are {shapes}, expected one for each {form.size} elements")
+    if (coded.tensor_scale is None) != (form.scale == "e8m0"):
+        found = "missing" if coded.tensor_scale is None else "given"
+        raise ValueError(f"{op}: tensor_scale is {found} for {form.name}, expected it for nvfp4 and no other")
 
 
 def numbers_of(elements: np.ndarray, form: BlockFormat) -> np.ndarray:
     """Float64 numbers of elements, without their scale."""
-    return decode_float_ref(elements, form.element) if form.float else elements.astype(np.float64) / 64
+    return decode_float_ref(elements, form.element) if form.element_format else elements.astype(np.float64) / 64
 
 
 def in_blocks(op: str, x: np.ndarray, form: BlockFormat) -> np.ndarray:

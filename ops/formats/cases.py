@@ -91,8 +91,12 @@ def powers_of_two(arrays: Arrays, case: Case, rng: np.random.Generator) -> Array
 
 
 def just_below_powers_of_two(arrays: Arrays, case: Case, rng: np.random.Generator) -> Arrays:
-    """Negative numbers that a scale for the power below them does not reach: they must not wrap."""
-    return {**arrays, "x": -(2 - 2.0**-9) * np.exp2(np.round(np.log2(np.abs(arrays["x"]) + 2.0**-20)))}
+    """Negative numbers that a scale for the power below them does not reach: they must not wrap.
+
+    Some are so near it that a float32 logarithm takes them for it.
+    """
+    below = rng.choice([2 - 2.0**-9, 2 - 2.0**-23], arrays["x"].shape)
+    return {**arrays, "x": -below * np.exp2(np.round(np.log2(np.abs(arrays["x"]) + 2.0**-20)))}
 
 
 STYLES = {
@@ -152,6 +156,12 @@ DECODE_FLOAT = Op(
 )
 
 
+def no_powers(arrays: Arrays, case: Case, rng: np.random.Generator) -> Arrays:
+    """What no power of two is near: nothing, less than that, too much, and NaN."""
+    odd = rng.choice([0.0, -0.0, -1.0, -(2.0**-3), np.inf, -np.inf, np.nan], arrays["x"].shape)
+    return {**arrays, "x": np.where(rng.random(odd.shape) < 0.5, odd, arrays["x"])}
+
+
 def draw_for_e8m0(case: Case, rng: np.random.Generator) -> Arrays:
     """Positive numbers of all sizes, many of them half way between two powers of two."""
     shape = shape_of(case)
@@ -166,7 +176,18 @@ ENCODE_E8M0 = Op(
     outputs=("codes",),
     cases=tuple(new_case("2 50", side, side=side) for side in ("nearest", "floor", "ceil")),
     draw=draw_for_e8m0,
+    styles={"no powers": no_powers},
 )
+
+
+def unknown_scales(call: Call, arrays: Arrays, options: Mapping[str, Any], rng: np.random.Generator):
+    """The code 255 is NaN, and makes all NaN that it scales."""
+    name = "scales" if "scales" in arrays else "codes"
+    codes = arrays[name].copy()
+    codes[0, 0] = 255
+    (x,) = call(**{**arrays, name: codes}, **options)
+    repeats = x.shape[-1] // codes.shape[-1]
+    return (np.isnan(x).astype(float),), (np.repeat(codes == 255, repeats, axis=-1).astype(float),)
 
 
 def draw_e8m0(case: Case, rng: np.random.Generator) -> Arrays:
@@ -183,6 +204,7 @@ DECODE_E8M0 = Op(
     cases=(new_case("2 300", "all"),),
     draw=draw_e8m0,
     exact=draw_e8m0,
+    laws=(Law("what is no number", unknown_scales, exact=True),),
 )
 
 
@@ -243,6 +265,7 @@ DECODE_MX = Op(
     cases=tuple(new_case("2 3", name, format=name) for name in MX),
     draw=draw_coded,
     exact=draw_coded,
+    laws=(Law("what is no number", unknown_scales, exact=True),),
 )
 ENCODE_NVFP4 = Op(
     name="encode_nvfp4",

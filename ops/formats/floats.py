@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..shapes import shaped
-from .floats_ref import RANDOM_BITS, Rounding, decode_float_ref, float_format, random_bits
+from .floats_ref import RANDOM_BITS, Rounding, check_rounding, decode_float_ref, float_format, random_bits
 
 
 @shaped("codes: ... int")
@@ -39,6 +39,7 @@ def encode_float(
     by 2^exponent, i32 [...] from -128 to 128, before anything is rounded.
     """
     form = float_format(format)
+    check_rounding("encode_float", rounding)
     if x.dtype not in (jnp.float32, jnp.bfloat16, jnp.float16):
         raise ValueError(f"encode_float: x is {x.dtype}, expected float32, bfloat16 or float16")
     bits = jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32)
@@ -81,4 +82,4 @@ def rounded_shift(whole: jax.Array, out: jax.Array, rounding: Rounding, random: 
         half = jnp.where(out > 0, (jnp.uint32(1) << out) >> 1, jnp.uint32(1))
         return kept + ((fallen > half) | ((fallen == half) & (kept % 2 == 1))).astype(jnp.uint32)
     way = fallen << (RANDOM_BITS - jnp.minimum(out, RANDOM_BITS)) >> beyond  # in steps of 2^-24
-    return kept + ((way + (random_bits("encode_float", random) >> (32 - RANDOM_BITS))) >> RANDOM_BITS)
+    return kept + ((way + (random_bits("encode_float", random, whole.shape) >> (32 - RANDOM_BITS))) >> RANDOM_BITS)

@@ -12,7 +12,7 @@ Magnitudes grow with their codes, which is what makes rounding simple: the candi
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -104,11 +104,19 @@ def decode_float_ref(codes: np.ndarray, format: str) -> np.ndarray:
     return np.where(codes >> (form.bits - 1) == 1, -x, x)
 
 
-def random_bits(op: str, random: Any) -> Any:
-    """The random numbers, ValueError if there are none."""
-    if random is None:
-        raise ValueError(f"{op}: random is missing, expected uint32 of the shape of x for stochastic rounding")
+def random_bits(op: str, random: Any, shape: tuple[int, ...]) -> Any:
+    """The random numbers; ValueError if there are none, or none that were meant."""
+    if random is None or random.dtype != np.uint32 or random.shape != shape:
+        found = "missing" if random is None else f"{random.dtype} of shape {list(random.shape)}"
+        wanted = f"uint32 of the shape of x, {list(shape)}, for stochastic rounding"
+        raise ValueError(f"{op}: random is {found}, expected {wanted}")
     return random
+
+
+def check_rounding(op: str, rounding: str) -> None:
+    """ValueError unless it is one of the three."""
+    if rounding not in get_args(Rounding):
+        raise ValueError(f"{op}: rounding is {rounding!r}, expected one of {', '.join(get_args(Rounding))}")
 
 
 def encode_float_ref(
@@ -131,6 +139,7 @@ def encode_float_ref(
     has no NaN it becomes a zero of the other sign, as in ml_dtypes.
     """
     form = float_format(format)
+    check_rounding("encode_float_ref", rounding)
     with np.errstate(invalid="ignore"):  # a signalling NaN is as good as another
         x = np.asarray(x, np.float64)
     size = np.where(np.isnan(x), 0, np.minimum(np.abs(x), np.finfo(np.float64).max / 4))
@@ -144,7 +153,10 @@ def encode_float_ref(
     elif rounding == "toward zero":
         up = np.zeros(x.shape, bool)
     else:
-        steps, drawn = 1 << RANDOM_BITS, np.asarray(random_bits("encode_float_ref", random)) >> (32 - RANDOM_BITS)
+        steps, drawn = (
+            1 << RANDOM_BITS,
+            np.asarray(random_bits("encode_float_ref", random, x.shape)) >> (32 - RANDOM_BITS),
+        )
         up = np.floor(way * steps) + drawn >= steps
     codes = np.where(up, above, below)
 

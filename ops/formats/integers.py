@@ -4,21 +4,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .integers_ref import CodedInts, IntFormat, in_groups, int_format
+from ..shapes import shaped
+from .integers_ref import CodedInts, IntFormat, check_coded, in_groups, int_format
+from .rounding import divided, normal
 
 
+@shaped("x: ... float")
 def encode_ints(x: jax.Array, format: str, *, group: int | None = None, affine: bool = False) -> CodedInts:
     """As `encode_ints_ref` with its scale `absmax`; numbers that are not finite give no error and no sense."""
     form, x = int_format(format, affine), normal(x.astype(jnp.float32))
     groups = in_groups("encode_ints", x, group)
     scales, origin = first_scale(groups, form, affine)
-    safe = jnp.where(scales > 0, scales, 1)
-    steps = jnp.where(scales[..., None] > 0, jnp.rint(groups / safe[..., None]), 0)
+    steps = jnp.rint(divided(groups, scales))
     if not affine:
         codes = jnp.clip(steps, -form.largest, form.largest).astype(jnp.int8)
         return CodedInts(codes.reshape(x.shape), scales)
     top = 2**form.bits - 1
-    zeros = jnp.clip(jnp.where(scales > 0, jnp.rint(-origin / safe), 0), 0, top)
+    zeros = jnp.clip(jnp.rint(divided(-origin[..., None], scales))[..., 0], 0, top)
     codes = jnp.clip(steps + zeros[..., None], 0, top).astype(jnp.uint8)
     return CodedInts(codes.reshape(x.shape), scales, zeros.astype(jnp.uint8))
 
@@ -36,10 +38,12 @@ def first_scale(groups: jax.Array, form: IntFormat, affine: bool) -> tuple[jax.A
 
 
 def decode_ints(coded: CodedInts) -> jax.Array:
-    """Float32 numbers [..., n]: those of `decode_ints_ref` rounded once."""
+    """Float32 numbers [..., n]: those of `decode_ints_ref` rounded once, but 0 below the normal numbers."""
+    check_coded("decode_ints", coded)
     groups = coded.codes.reshape(*coded.scales.shape, -1).astype(jnp.int32)
     zeros = 0 if coded.zeros is None else coded.zeros[..., None].astype(jnp.int32)
-    return ((groups - zeros).astype(jnp.float32) * coded.scales[..., None]).reshape(coded.codes.shape)
+    scales = coded.scales[..., None].astype(jnp.float32)
+    return ((groups - zeros).astype(jnp.float32) * scales).reshape(coded.codes.shape)
 
 
 def halving_sum(x: jax.Array) -> jax.Array:
@@ -50,8 +54,3 @@ def halving_sum(x: jax.Array) -> jax.Array:
         half = x.shape[-1] // 2
         x = x[..., :half] + x[..., half:]
     return x[..., 0]
-
-
-def normal(x: jax.Array) -> jax.Array:
-    """Float32 x, and 0 for what is below the normal numbers."""
-    return jnp.where(jnp.abs(x) < np.finfo(np.float32).tiny, 0, x)

@@ -18,6 +18,8 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from .rounding import divided_ref, normal_ref
+
 Scale = Literal["absmax", "mse"]
 TRIALS = 64  # scales that a search tries, from the one that reaches the largest number down to half of it
 
@@ -82,46 +84,57 @@ def encode_ints_ref(
     `mse` tries scales below that of `absmax` (or around the mean, for ternary) and takes, group by group, the one
     whose squared errors sum up least, each times the importance [..., n] of its number if that is given.
     """
-    form, x = int_format(format, affine), normal(np.asarray(x, np.float32))
+    form, x = int_format(format, affine), normal_ref(np.asarray(x, np.float32))
     groups = in_groups("encode_ints_ref", x, group)
     if not np.all(np.isfinite(x)):
         raise ValueError("encode_ints_ref: x holds NaN or infinity, expected finite numbers")
-    weights = (
-        np.ones_like(x) if importance is None else np.broadcast_to(np.asarray(importance, np.float64), x.shape)
-    )
+    weights = checked_importance(x, scale, importance)
     scales, origin = first_scale_ref(groups, form, affine)
+    if not np.all(np.isfinite(scales)):
+        raise ValueError("encode_ints_ref: x spans or sums up to more than float32 holds, expected smaller numbers")
     if scale == "mse":
         scales = searched_ref(groups, weights.reshape(groups.shape), scales, origin, form, affine)
     codes, zeros = codes_ref(groups, scales, origin, form, affine)
     return CodedInts(codes.reshape(x.shape), scales, zeros if affine else None)
 
 
+def checked_importance(x: np.ndarray, scale: str, importance: np.ndarray | None) -> np.ndarray:
+    """What the squared error of each number counts, float64; ValueError if that cannot be meant."""
+    if scale not in ("absmax", "mse"):
+        raise ValueError(f"encode_ints_ref: scale is {scale!r}, expected absmax or mse")
+    if importance is None:
+        return np.ones(x.shape)
+    if scale != "mse":
+        raise ValueError("encode_ints_ref: importance is given for absmax, expected it only for mse")
+    weights = np.broadcast_to(np.asarray(importance, np.float64), x.shape)
+    if not (np.all(np.isfinite(weights)) and weights.min() >= 0):
+        raise ValueError("encode_ints_ref: importance holds NaN, infinity or less than 0, expected weights")
+    return weights
+
+
 def first_scale_ref(groups: np.ndarray, form: IntFormat, affine: bool) -> tuple[np.ndarray, np.ndarray]:
     """Scales that reach all numbers of a group, and the least number that is to be reached."""
     if form.name == "ternary":
-        mean = halving_sum(np.abs(groups)) * np.float32(1 / groups.shape[-1])
-        return normal(mean), np.zeros_like(mean)
+        with np.errstate(over="ignore"):
+            mean = halving_sum(np.abs(groups)) * np.float32(1 / groups.shape[-1])
+        return normal_ref(mean), np.zeros_like(mean)
     if affine:
         least, most = np.minimum(groups.min(-1), 0), np.maximum(groups.max(-1), 0)
         with np.errstate(over="ignore"):
-            scales = (most - least) * np.float32(1 / (2**form.bits - 1))
-        if not np.all(np.isfinite(scales)):
-            raise ValueError("encode_ints_ref: x spans more than float32 holds, expected a narrower range")
-        return normal(scales), least
+            return normal_ref((most - least) * np.float32(1 / (2**form.bits - 1))), least
     largest = np.max(np.abs(groups), axis=-1)
-    return normal(largest * np.float32(1 / form.largest)), np.zeros_like(largest)
+    return normal_ref(largest * np.float32(1 / form.largest)), np.zeros_like(largest)
 
 
 def codes_ref(
     groups: np.ndarray, scales: np.ndarray, origin: np.ndarray, form: IntFormat, affine: bool
 ) -> tuple[np.ndarray, np.ndarray]:
     """Codes of groups of numbers with given scales, and their zero points (0 if symmetric)."""
-    safe = np.where(scales > 0, scales, np.float32(1))
-    steps = np.where(scales[..., None] > 0, np.rint(groups / safe[..., None]), np.float32(0))
+    steps = np.rint(divided_ref(groups, scales))
     if not affine:
         return np.clip(steps, -form.largest, form.largest).astype(np.int8), np.zeros(scales.shape, np.uint8)
     top = 2**form.bits - 1
-    zeros = np.clip(np.where(scales > 0, np.rint(-origin / safe), np.float32(0)), 0, top)
+    zeros = np.clip(np.rint(divided_ref(-origin[..., None], scales))[..., 0], 0, top)
     return np.clip(steps + zeros[..., None], 0, top).astype(np.uint8), zeros.astype(np.uint8)
 
 
@@ -137,7 +150,7 @@ def searched_ref(
     best, least = scales, np.full(scales.shape, np.inf)
     widest = np.float32(2 if form.name == "ternary" else 1)
     for i in range(TRIALS + 1):
-        tried = normal(scales * (widest * np.float32(1 - i / (2 * TRIALS))))
+        tried = normal_ref(scales * (widest * np.float32(1 - i / (2 * TRIALS))))
         codes, zeros = codes_ref(groups, tried, origin, form, affine)
         decoded = (codes.astype(np.float64) - zeros[..., None]) * tried[..., None]
         error = np.sum(weights * np.square(groups - decoded), axis=-1)
@@ -145,8 +158,18 @@ def searched_ref(
     return best
 
 
+def check_coded(op: str, coded: CodedInts) -> None:
+    """ValueError unless each group of codes has a scale, and a zero point if there are any."""
+    codes, scales = coded.codes.shape, coded.scales.shape
+    zeros = scales if coded.zeros is None else coded.zeros.shape
+    if zeros != scales or scales[:-1] != codes[:-1] or not scales or not scales[-1] or codes[-1] % scales[-1]:
+        found = f"codes {list(codes)}, scales {list(scales)}, zeros {list(zeros)}"
+        raise ValueError(f"{op}: shapes are {found}, expected a scale, and a zero point if any, for each group")
+
+
 def decode_ints_ref(coded: CodedInts) -> np.ndarray:
     """Float64 numbers [..., n], exact."""
+    check_coded("decode_ints_ref", coded)
     groups = coded.codes.reshape(*coded.scales.shape, -1).astype(np.float64)
     zeros = 0 if coded.zeros is None else coded.zeros[..., None].astype(np.float64)
     return ((groups - zeros) * coded.scales[..., None]).reshape(coded.codes.shape)
@@ -160,8 +183,3 @@ def halving_sum(x: np.ndarray) -> np.ndarray:
         half = x.shape[-1] // 2
         x = x[..., :half] + x[..., half:]
     return x[..., 0]
-
-
-def normal(x: np.ndarray) -> np.ndarray:
-    """Float32 x, and 0 for what is below the normal numbers."""
-    return np.where(np.abs(x) < np.finfo(np.float32).tiny, np.float32(0), x)

@@ -11,7 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..shapes import shaped
 from .integers_ref import in_groups
+from .rounding import divided, divided_ref, normal, normal_ref
 
 SIZE = 64
 NF4 = np.array(
@@ -47,13 +49,12 @@ class CodedNF4(NamedTuple):
 
 def encode_nf4_ref(x: np.ndarray) -> CodedNF4:
     """Numbers x [..., n], n a multiple of 64. ValueError if it is not, or if x is not finite."""
-    x = np.asarray(x, np.float32)
+    x = normal_ref(np.asarray(x, np.float32))
     groups = in_groups("encode_nf4_ref", x, SIZE)
     if not np.all(np.isfinite(x)):
         raise ValueError("encode_nf4_ref: x holds NaN or infinity, expected finite numbers")
     scales = np.max(np.abs(groups), axis=-1)
-    scales = np.where(scales < np.finfo(np.float32).tiny, np.float32(0), scales)
-    scaled = np.where(scales[..., None] > 0, groups / np.where(scales > 0, scales, 1)[..., None], np.float32(0))
+    scaled = divided_ref(groups, scales)
     codes = np.zeros(groups.shape, np.uint8)
     for middle in MIDDLES:
         codes += scaled > middle
@@ -66,18 +67,18 @@ def decode_nf4_ref(coded: CodedNF4) -> np.ndarray:
     return (NF4[groups].astype(np.float64) * coded.scales[..., None]).reshape(coded.codes.shape)
 
 
+@shaped("x: ... float")
 def encode_nf4(x: jax.Array) -> CodedNF4:
     """As `encode_nf4_ref`; numbers that are not finite give no error and no sense."""
-    x = x.astype(jnp.float32)
+    x = normal(x.astype(jnp.float32))
     groups = in_groups("encode_nf4", x, SIZE)
     scales = jnp.max(jnp.abs(groups), axis=-1)
-    scales = jnp.where(scales < np.finfo(np.float32).tiny, 0, scales)
-    scaled = jnp.where(scales[..., None] > 0, groups / jnp.where(scales > 0, scales, 1)[..., None], 0)
+    scaled = divided(groups, scales)
     codes = jnp.sum(scaled[..., None] > MIDDLES, axis=-1, dtype=jnp.int32)
     return CodedNF4(codes.astype(jnp.uint8).reshape(x.shape), scales)
 
 
 def decode_nf4(coded: CodedNF4) -> jax.Array:
-    """Float32 numbers [..., n]: those of `decode_nf4_ref` rounded once."""
+    """Float32 numbers [..., n]: those of `decode_nf4_ref` rounded once, but 0 below the normal numbers."""
     groups = coded.codes.reshape(*coded.scales.shape, SIZE)
     return (jnp.asarray(NF4)[groups & 15] * coded.scales[..., None]).reshape(coded.codes.shape)

@@ -1,7 +1,7 @@
 """Codes of less than eight bits in bytes: code i takes the bits from i * bits on, the lowest bit of a byte first.
 
-So the first of two 4-bit codes is the low nibble, and four 6-bit codes fill three bytes. That is the order of the
-OCP types in memory; GGUF blocks have orders of their own (`gguf/`).
+So the first of two 4-bit codes is the low nibble, and four 6-bit codes fill three bytes. The OCP specification
+leaves the order open, this is the usual one; GGUF blocks have orders of their own (`gguf/`).
 """
 
 import jax
@@ -27,8 +27,11 @@ def pack_ref(codes: np.ndarray, bits: int) -> np.ndarray:
 
 def unpack_ref(data: np.ndarray, bits: int) -> np.ndarray:
     """uint8 [..., n * bits / 8] -> codes uint8 [..., n]."""
+    data = np.asarray(data)
     n = unpacked_size("unpack_ref", data.shape, bits)
-    rows = [int.from_bytes(bytes(row), "little") for row in data.reshape(-1, data.shape[-1])]
+    if data.dtype != np.uint8:
+        raise ValueError(f"unpack_ref: data is {data.dtype}, expected uint8")
+    rows = [int.from_bytes(row.tobytes(), "little") for row in data.reshape(-1, data.shape[-1])]
     codes = [[row >> (i * bits) & ((1 << bits) - 1) for i in range(n)] for row in rows]
     return np.array(codes, np.uint8).reshape(*data.shape[:-1], n)
 

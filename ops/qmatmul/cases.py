@@ -113,6 +113,20 @@ def draw_mx(case: Case, rng: np.random.Generator) -> Arrays:
     return draw_blocks(case, rng, case.options["format"]) | scales
 
 
+def far_scales(arrays: Arrays, case: Case, rng: np.random.Generator) -> Arrays:
+    """The smallest scales there are, against the largest."""
+    low = rng.integers(1, 20, arrays["x_scale"].shape).astype(np.uint8)
+    return {**arrays, "x_scale": low, "w_scale": rng.integers(226, 242, arrays["w_scale"].shape).astype(np.uint8)}
+
+
+def unknown_scale(call: Call, arrays: Arrays, options: Mapping[str, Any], rng: np.random.Generator):
+    """The code 255 is NaN, and so is every output that needs it."""
+    scale = arrays["w_scale"].copy()
+    scale[0, -1] = 255
+    (y,) = call(**{**arrays, "w_scale": scale}, **options)
+    return (np.isnan(y).astype(float),), (np.repeat(np.arange(y.shape[1])[None] == 0, len(y), 0).astype(float),)
+
+
 def draw_nvfp4(case: Case, rng: np.random.Generator) -> Arrays:
     """Any scale there is; tensor scales of any size."""
     t, f, c = (case.sizes[letter] for letter in "tfc")
@@ -272,9 +286,11 @@ MX = Op(
         for sizes in BLOCK_SIZES[: 4 if name == "mxfp4" else 3]
     ),
     draw=draw_mx,
+    styles={"far scales": far_scales},
     exact=exact_floats(draw_mx),
     batched=("x", "x_scale"),
-    **CODED,
+    outputs=("y",),
+    laws=(*LAWS, Law("what is no number", unknown_scale, exact=True)),
 )
 NVFP4 = Op(
     name="nvfp4_matmul",

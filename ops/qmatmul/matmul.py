@@ -8,11 +8,14 @@ them.
 import jax
 import jax.numpy as jnp
 
-from ..formats.blocks import numbers_of, power_of_two
+from ..formats.blocks import numbers_of
 from ..formats.blocks_ref import block_format
 from ..formats.e8m0 import E8M0_NAN
 from ..formats.floats import decode_float
+from ..formats.rounding import power_of_two
 from ..shapes import shaped
+
+LONGEST_SUM = 2**31 // (255 * 128)  # of products of uint8 and int8
 
 
 @shaped("x: t d int, w: f d int, x_scale: t float, w_scale: f float, x_zero: t int")
@@ -24,12 +27,17 @@ def int8_matmul(
     *,
     x_zero: jax.Array | None = None,
 ) -> jax.Array:
-    """As `int8_matmul_ref`, f32 [t f]: codes of a token have one scale, those of an output channel another
-    (W8A8).
+    """As `int8_matmul_ref`, f32 [t f]: codes of a token have one scale, those of an output channel another (W8A8).
+
+    Sums are exact in int32. ValueError if d is so large that they might not fit.
     """
+    if x.shape[1] > LONGEST_SUM:
+        found = f"x has {x.shape[1]} columns"
+        raise ValueError(f"int8_matmul: {found}, expected at most {LONGEST_SUM}: sums in int32 might overflow")
     total = int_product(x, w)
     if x_zero is not None:
         total = total - x_zero.astype(jnp.int32)[:, None] * jnp.sum(w.astype(jnp.int32), axis=1)
+    x_scale, w_scale = x_scale.astype(jnp.float32), w_scale.astype(jnp.float32)
     return total.astype(jnp.float32) * (x_scale[:, None] * w_scale[None, :])
 
 
@@ -47,6 +55,7 @@ def grouped_int_matmul(
     total = jax.vmap(int_product)(x, w)
     if w_zero is not None:
         total = total - jnp.sum(x.astype(jnp.int32), axis=2)[..., None] * w_zero.T[:, None].astype(jnp.int32)
+    x_scale, w_scale = x_scale.astype(jnp.float32), w_scale.astype(jnp.float32)
     return added(total.astype(jnp.float32) * w_scale.T[:, None]) * x_scale[:, None]
 
 
@@ -59,7 +68,7 @@ def weight_only_matmul(
     """
     groups = in_groups("weight_only_matmul", w, w_scale).astype(jnp.int32)  # c f o
     zero = 0 if w_zero is None else w_zero.T[..., None].astype(jnp.int32)
-    wide = (groups - zero).astype(jnp.float32) * w_scale.T[..., None]
+    wide = (groups - zero).astype(jnp.float32) * w_scale.T[..., None].astype(jnp.float32)
     wide = wide.swapaxes(0, 1).reshape(w.shape)
     return jnp.matmul(x.astype(jnp.float32), wide.T, precision="highest").astype(x.dtype)
 
@@ -79,10 +88,10 @@ def fp8_matmul(
     """
     row_scales = []
     for name, codes, scale in (("x", x, x_scale), ("w", w, w_scale)):
-        if codes.shape[0] % scale.shape[0]:
+        if not scale.shape[0] or codes.shape[0] % scale.shape[0]:
             rows = f"{codes.shape[0]} rows of {name}"
             raise ValueError(f"fp8_matmul: {rows} and {scale.shape[0]} rows of scales, expected a divisor")
-        row_scales.append(jnp.repeat(scale, codes.shape[0] // scale.shape[0], 0).T)  # c rows
+        row_scales.append(jnp.repeat(scale.astype(jnp.float32), codes.shape[0] // scale.shape[0], 0).T)  # c rows
     x, w = decode_float(x, x_format), decode_float(w, w_format)
     parts = in_order(*(in_groups("fp8_matmul", one, x_scale) for one in (x, w)))
     return added(parts * (row_scales[0][:, :, None] * row_scales[1][:, None]))
@@ -116,7 +125,8 @@ def nvfp4_matmul(
     x, w = decode_float(x, "e2m1"), decode_float(w, "e2m1")
     parts = in_order(*(in_groups("nvfp4_matmul", one, x_scale, size) for one in (x, w)))
     x_wide, w_wide = decode_float(x_scale, "e4m3fn").T, decode_float(w_scale, "e4m3fn").T
-    return added(parts * (x_wide[:, :, None] * w_wide[:, None])) * (x_tensor * w_tensor)
+    tensor_scale = x_tensor.astype(jnp.float32) * w_tensor.astype(jnp.float32)
+    return added(parts * (x_wide[:, :, None] * w_wide[:, None])) * tensor_scale
 
 
 def int_product(x: jax.Array, w: jax.Array) -> jax.Array:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ...shapes import shaped
+from ..rounding import power_of_two
 from .codebook import LEVELS
 from .float4 import E2M1, UE4M3
 from .tensor import gguf_type
@@ -18,7 +19,7 @@ from .ternary import PARTS
 def decode_gguf_blocks(data: jax.Array, type: str) -> jax.Array:
     """uint8 [..., bytes] -> float32 [..., n] of the blocks of a type."""
     form = gguf_type(type)
-    if data.dtype != jnp.uint8 or not data.ndim or not data.shape[-1] or data.shape[-1] % form.size:
+    if data.dtype != jnp.uint8 or not data.ndim or 0 in data.shape or data.shape[-1] % form.size:
         found = f"{data.dtype} of shape {list(data.shape)}"
         wanted = f"uint8, rows of a multiple of {form.size} bytes ({type})"
         raise ValueError(f"decode_gguf_blocks: data is {found}, expected {wanted}")
@@ -185,7 +186,7 @@ def mxfp4(blocks: jax.Array) -> jax.Array:
     e, q = split(blocks, 1)
     exponent = e.astype(jnp.int32) - 127
     first = exponent // 2
-    return jnp.asarray(E2M1)[unpack(q, 16, 4)] * two_to(first) * two_to(exponent - first)
+    return jnp.asarray(E2M1)[unpack(q, 16, 4)] * power_of_two(first) * power_of_two(exponent - first)
 
 
 def nvfp4(blocks: jax.Array) -> jax.Array:
@@ -193,11 +194,6 @@ def nvfp4(blocks: jax.Array) -> jax.Array:
     scales, q = split(blocks, 4)
     numbers = jnp.asarray(E2M1)[unpack(q, 8, 4)].reshape(-1, 4, 16)
     return (numbers * jnp.asarray(UE4M3)[scales][..., None]).reshape(-1, 64)
-
-
-def two_to(exponent: jax.Array) -> jax.Array:
-    """Float32 2^exponent, for exponents from -126 to 127."""
-    return jax.lax.bitcast_convert_type((exponent + 127) << 23, jnp.float32)
 
 
 DECODERS = {

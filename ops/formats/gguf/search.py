@@ -55,7 +55,8 @@ def in_groups(x: np.ndarray, importance: np.ndarray | None, n: int) -> tuple[np.
     """x and the weights of its errors, at most 1, in groups of n: [blocks, values] -> [blocks, groups, n] each."""
     w = np.ones_like(x)
     if importance is not None:
-        w = importance * inverse(np.max(importance, axis=1, keepdims=True))
+        most = np.max(importance, axis=1, keepdims=True)
+        w = importance / np.where(most > 0, most, np.float32(1))
     return x.reshape(len(x), -1, n), w.reshape(len(x), -1, n)
 
 

@@ -53,7 +53,7 @@ def test_no_number_is_further_than_half_a_step_from_what_it_was(name, seed):
     x, form = drawn(seed, name), BLOCKS[name]
     coded = encode_blocks_ref(x, name, "ceil")
     error = np.abs(decode_blocks_ref(coded, name) - x)
-    bits = form.float.m if form.float else 6
+    bits = form.element_format.m if form.element_format else 6
     step = 2.0 ** (np.floor(np.log2(form.max)) - bits) * np.exp2(coded.scales.astype(np.float64) - 127)
     assert np.all(error <= np.repeat(step, form.size, axis=-1) / 2)
 
@@ -81,6 +81,36 @@ def test_blocks_do_not_know_of_each_other_and_decoded_ones_are_coded_as_before(n
     if name != "nvfp4":  # whose scales are rounded
         once = decode_blocks_ref(coded, name)
         assert np.array_equal(decode_blocks_ref(encode_blocks_ref(once, name, "ceil"), name), once)
+
+
+def test_tensors_of_nvfp4_full_of_ties_get_the_defined_codes_compiled_and_not():
+    rng = np.random.default_rng(0)
+    ties = np.array([0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5, 6], np.float32)
+    for _ in range(100):
+        scale = np.float32(rng.integers(1, 448)) * np.float32(rng.normal())
+        x = rng.choice(ties, (2, 32)) * scale
+        x[1] *= np.float32(2.0**-100)
+        expected = encode_blocks_ref(x, "nvfp4")
+        for found in (CASTS["nvfp4", "absmax"](x), encode_blocks(jnp.asarray(x), "nvfp4")):
+            assert np.array_equal(found.elements, expected.elements)
+            assert np.array_equal(found.scales, expected.scales)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tensor_scale": None}, "tensor_scale is missing for nvfp4"),
+        (
+            {"scales": np.zeros((1, 1), np.uint8)},
+            r"scales are \[1, 1\] for elements \[2, 32\], expected one for each 16",
+        ),
+    ],
+)
+def test_parts_that_do_not_belong_together_are_refused(change, message):
+    coded = encode_blocks_ref(np.ones((2, 32), np.float32), "nvfp4")._replace(**change)
+    for decode in (decode_blocks_ref, decode_blocks):
+        with pytest.raises(ValueError, match=message):
+            decode(coded, "nvfp4")
 
 
 def test_a_block_of_mxfp4_by_hand():

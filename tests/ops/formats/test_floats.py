@@ -121,7 +121,7 @@ def test_the_code_is_that_of_a_neighbour_and_the_mean_of_many_draws_is_the_numbe
     inside = np.abs(x) <= FLOATS[name].max
     assert np.all(np.abs(nearest - x)[inside] <= np.abs(zero - x)[inside])
     even = np.arange(4096, dtype=np.uint64) * (1 << 20)  # all random numbers there are, evenly
-    random = ((even[:, None] + seed) % 2**32).astype(np.uint32)
+    random = np.broadcast_to(((even[:, None] + seed) % 2**32).astype(np.uint32), (4096, 8))
     wide = np.broadcast_to(x, (4096, 8))
     drawn = decode_float_ref(
         encode_float_ref(wide, name, rounding="stochastic", saturate=True, random=random), name

@@ -117,7 +117,8 @@ def test_a_searched_scale_errs_no_more_than_the_one_that_reaches_all(name, affin
     importance = np.random.default_rng(seed).gamma(1, size=x.shape[-1])
 
     def error(scale):
-        coded = encode_ints_ref(x, name, group=8, affine=affine, scale=scale, importance=importance)
+        weights = {"importance": importance} if scale == "mse" else {}
+        coded = encode_ints_ref(x, name, group=8, affine=affine, scale=scale, **weights)
         squares = importance * np.square(decode_ints_ref(coded) - x)
         return squares.reshape(-1, 8).sum(axis=1)
 
@@ -149,7 +150,10 @@ def test_four_bits_by_hand():
         (np.zeros(8), {"group": -4}, "expected a last axis of a multiple of -4"),
         (np.float32(1), {}, r"x has shape \[\]"),
         (np.array([1, np.nan]), {}, "x holds NaN or infinity, expected finite numbers"),
-        (np.array([-3e38, 3e38]), {"affine": True}, "x spans more than float32 holds"),
+        (np.array([-3e38, 3e38]), {"affine": True}, "x spans or sums up to more than float32 holds"),
+        (np.ones(4), {"scale": "best"}, "scale is 'best', expected absmax or mse"),
+        (np.ones(4), {"importance": np.ones(4)}, "importance is given for absmax"),
+        (np.ones(4), {"scale": "mse", "importance": -np.ones(4)}, "importance holds NaN, infinity or less than 0"),
     ],
 )
 def test_numbers_that_have_no_codes_are_refused(x, options, message):
@@ -162,3 +166,19 @@ def test_a_format_that_is_none_is_refused():
         encode_ints(jnp.zeros(4), "int5")
     with pytest.raises(ValueError, match="format is 'ternary' and affine"):
         encode_ints(jnp.zeros(4), "ternary", affine=True)
+
+
+@pytest.mark.parametrize("shape", [(64, 2560), (512, 512)])
+def test_large_matrices_ties_and_huge_numbers_get_the_defined_codes_compiled_and_not(shape):
+    """XLA makes x / s, with one s for a row, products with 1 / s, unless it is kept from that."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=shape).astype(np.float32)
+    x[1] = np.float32(2.0) ** rng.integers(-3, 4, shape[1]) * 1.5
+    x[2] = np.resize(np.array([3e38, -3e38, 1.5e38, 0], np.float32), shape[1])
+    for name, affine in (("int8", False), ("int8", True), ("int4", False)):
+        rows = x if not affine else np.delete(x, 2, 0)
+        expected = encode_ints_ref(rows, name, affine=affine)
+        for cast in (encode_ints, jax.jit(encode_ints, static_argnames=("format", "affine"))):
+            found = cast(jnp.asarray(rows), format=name, affine=affine)
+            assert np.array_equal(found.codes, expected.codes)
+            assert np.array_equal(found.scales, expected.scales)

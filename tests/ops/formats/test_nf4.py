@@ -1,6 +1,7 @@
 """NF4: the nearest of sixteen numbers, the same from NumPy and JAX."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -24,6 +25,15 @@ def test_the_nearest_number_is_taken_and_jax_gives_the_same_bits(seed):
     scales = np.repeat(coded.scales, 64, axis=-1).astype(np.float64)
     nearest = np.min(np.abs(x[..., None] - scales[..., None] * NF4), axis=-1)
     assert np.all(np.abs(decode_nf4_ref(coded) - x) <= nearest + 1e-6 * scales)
+
+
+def test_subnormal_and_huge_numbers_get_the_defined_codes():
+    rng = np.random.default_rng(0)
+    x = (rng.normal(size=(3, 64)) * np.array([[2.0**-126], [1], [1e38]])).astype(np.float32)
+    x[0, 0] = 2.0**-124
+    x[2] = np.resize(np.array([3e38, -3e38, 1.5e38, 0], np.float32), 64)
+    for one in (encode_nf4(jnp.asarray(x)), CAST(x)):
+        assert np.array_equal(one.codes, encode_nf4_ref(x).codes)
 
 
 def test_every_code_means_itself():
