@@ -349,8 +349,8 @@ MUTANTS = [
         form="decode_ints",
         bug="zero point after the scale",
         file=INTS,
-        old="((groups - zeros).astype(jnp.float32) * coded.scales[..., None])",
-        new="(groups.astype(jnp.float32) * coded.scales[..., None] - zeros)",
+        old="((groups - zeros).astype(jnp.float32) * scales)",
+        new="(groups.astype(jnp.float32) * scales - zeros)",
     ),
     Mutant(
         op="encode_nf4",
