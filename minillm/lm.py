@@ -189,7 +189,7 @@ class LM:
         if not ids:
             raise UserError("the prompt is empty, expected at least one token")
         if len(ids) >= context:
-            raise UserError(f"the prompt has {len(ids)} tokens, but there is room for {context}; shorten it")
+            raise UserError(f"the prompt has {len(ids)} tokens, but the context is {context}; shorten it")
         self._check_ids(np.array(ids))
         return ids
 

@@ -109,7 +109,7 @@ def test_an_option_out_of_range_is_named(tiny, options, message):
 def test_prompts_that_cannot_be_continued_are_refused(tiny):
     with pytest.raises(UserError, match="prompt is empty"):
         tiny.generate("")
-    with pytest.raises(UserError, match="128 tokens, but the model's context is 128"):
+    with pytest.raises(UserError, match="128 tokens, but the context is 128"):
         tiny.generate([5] * 128)
     with pytest.raises(UserError, match="token id 272"):
         tiny.generate([5, 272])
