@@ -272,7 +272,7 @@ LOOSE = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.function_
 
 
 @pytest.mark.usefixtures("_no_model")
-@settings(max_examples=300, suppress_health_check=LOOSE)
+@settings(max_examples=200, suppress_health_check=LOOSE)
 @given(data=st.data())
 def test_no_schedule_loses_a_page_a_request_or_a_token(data):
     play(data)

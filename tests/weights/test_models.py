@@ -62,16 +62,19 @@ def test_matrices_can_be_quantised_in_blocks_of_256(name):
     assert not odd or name == "tiny-draft"
 
 
-@pytest.mark.parametrize("source", ["recipes", "scripture"])
+@pytest.mark.parametrize("source", ["recipes", pytest.param("scripture", marks=pytest.mark.slow)])
 def test_the_bits_per_byte_are_those_of_the_card(name, lm, source):
     card = (MODELS[name] / "README.md").read_text()
     (said,) = re.findall(rf"\| held-out bits per byte \|.*{source} (\d\.\d{{3}})", card)
     assert abs(bits_per_byte(lm, held_out(source)) - float(said)) < 0.002
 
 
-def test_most_recipes_for_unseen_titles_are_well_formed(lm):
-    verdicts = [judge(*recipe(lm, document.title, seed)) for seed, document in enumerate(held_out("recipes")[:8])]
-    assert sum(verdict.well_formed for verdict in verdicts) >= 6
+@pytest.mark.parametrize("some", [4, pytest.param(40, marks=pytest.mark.slow)])
+def test_most_recipes_for_unseen_titles_are_well_formed(lm, some):
+    verdicts = [
+        judge(*recipe(lm, document.title, seed)) for seed, document in enumerate(held_out("recipes")[:some])
+    ]
+    assert sum(verdict.well_formed for verdict in verdicts) >= 0.75 * some
 
 
 def test_its_tokenizer_gives_back_the_held_out_texts(lm):
