@@ -35,9 +35,10 @@ from ..ops.formats.gguf.tensor import gguf_type
 from ..ops.formats.integers_ref import CodedInts
 from ..ops.formats.nf4 import SIZE as NF4_SIZE
 from ..ops.formats.nf4 import CodedNF4
+from ..ops.formats.rounding import divided_ref
 
 Parts = tuple[np.ndarray, ...]
-LARGEST_SCALE = np.float32(1 / FLOATS["e4m3fn"].max)
+PER_LARGEST = np.float32(1 / FLOATS["e4m3fn"].max)
 
 
 class Storage(Protocol):
@@ -87,8 +88,8 @@ class Floats:
         """Codes, and the scale at which the largest magnitude is the format's, repeated for every row."""
         axis = -1 if self.by_row else None
         largest = np.max(np.abs(finite(w)), axis=axis, keepdims=True)
-        scales = np.broadcast_to(largest * LARGEST_SCALE, (len(w), 1)).astype(np.float32)
-        scaled = np.where(scales > 0, w / np.where(scales > 0, scales, 1), np.float32(0))
+        scales = np.broadcast_to(largest * PER_LARGEST, (len(w), 1)).astype(np.float32)
+        scaled = divided_ref(w, scales[:, 0])
         return encode_float_ref(scaled, "e4m3fn", saturate=True).astype(np.uint8), scales
 
     def decode(self, parts: tuple[jax.Array, ...]) -> jax.Array:

@@ -8,5 +8,5 @@ Letters here: c groups of o columns each, d = c o; a and e rows of scales, for t
 A product comes three times. `*_ref` is the ideal: every code at its exact value, all in float64. `*_recipe` in
 `recipes.py` says in NumPy where float32 rounds: products of codes are exact, sums of them run in the order of d
 within a group and then from group to group, and scales come in as written there. The JAX form follows the recipe
-to the bit, on any device, as long as nothing leaves the range of normal float32.
+to the bit (checked on CPUs) as long as nothing leaves the range of normal float32.
 """
