@@ -13,8 +13,9 @@ import numpy as np
 import minillm
 from minillm.blocks.moe import MoE
 from minillm.lm import LM
+from minillm.texts import held_out
 
-from .check import TEMPERATURE, acceptance, bits_per_byte, held_out, measure
+from .check import TEMPERATURE, acceptance, bits_per_byte, measure
 from .experts import expert_use, plot_experts
 from .train import COPIES, MODELS, PIECES, RECIPES, RUNS, TOKENS
 

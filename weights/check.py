@@ -12,7 +12,6 @@ import json
 import math
 import re
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import NamedTuple
 
 import click
@@ -20,10 +19,10 @@ import numpy as np
 
 import minillm
 from minillm.lm import LM
+from minillm.texts import Document, held_out
 
-from .data import Document, documents, is_held_out, uses
+from .data import documents, is_held_out, uses
 
-HELD_OUT = Path(__file__).parent / "heldout"
 TEMPERATURE = 0.7
 LONGEST = 400  # tokens of a recipe
 INGREDIENT = re.compile(r"- (\d[\d.]*) (\w+) (\S.*)")
@@ -36,12 +35,6 @@ class Verdict(NamedTuple):
     well_formed: bool
     listed: int
     used: int
-
-
-def held_out(source: str) -> list[Document]:
-    """The held-out texts that come with the repository."""
-    lines = (HELD_OUT / f"{source}.jsonl").read_text().splitlines()
-    return [Document(source, **json.loads(line)) for line in lines]
 
 
 def judge(text: str, ended: bool) -> Verdict:

@@ -11,24 +11,15 @@ import importlib.resources
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from hashlib import sha256
 from importlib import import_module
-from typing import Any, Literal
+from typing import Any
 
 import click
 
-Source = Literal["recipes", "scripture"]
+from minillm.texts import Document
+
 PART = 1400  # characters in a part of a chapter, about: it must fit into the models' context of 512 tokens
-
-
-@dataclass(frozen=True)
-class Document:
-    """A text by itself; `title` is what decides whether it is held out."""
-
-    source: Source
-    title: str
-    text: str
 
 
 def documents() -> list[Document]:

@@ -6,8 +6,8 @@ import numpy as np
 
 from minillm.blocks.moe import expert_load
 from minillm.lm import LM
+from minillm.texts import held_out
 
-from .check import held_out
 from .data import Source
 
 SOURCES: tuple[Source, ...] = ("recipes", "scripture")

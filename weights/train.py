@@ -20,9 +20,10 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 import minillm
 from minillm.checkpoint.folder_writer import write_folder
+from minillm.texts import Document
 from minillm.train import Batch, fresh_state, restored, train
 
-from .data import Document, Source, documents, is_held_out
+from .data import documents, is_held_out
 
 RUNS = Path(__file__).parent / "runs"
 MODELS = Path(minillm.__file__).parent / "models"
@@ -33,7 +34,7 @@ PIECES = 2048
 CONTEXT = 512
 WIDTHS = (128, 160, 192, 224, 256, 320, 384, CONTEXT)  # of a batch's rows
 TOKENS = 4096  # in a batch, padding included
-COPIES: dict[Source, int] = {"recipes": 3, "scripture": 1}  # of each document in an epoch
+COPIES = {"recipes": 3, "scripture": 1}  # of each document in an epoch
 
 ALIKE: dict[str, Any] = {
     "vocab_size": PIECES,

@@ -5,7 +5,8 @@ import pytest
 
 import minillm
 from minillm.folders import bundled_models
-from weights.check import acceptance, held_out, judge, recipe
+from minillm.texts import held_out
+from weights.check import acceptance, judge, recipe
 from weights.experts import expert_use
 
 

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from weights.check import held_out, judge, longest_copy
+from minillm.texts import held_out
+from weights.check import judge, longest_copy
 from weights.data import is_held_out
 
 RECIPES = [document.text for document in held_out("recipes")]

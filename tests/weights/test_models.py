@@ -11,7 +11,8 @@ from safetensors import safe_open
 import minillm
 import weights.check
 from minillm.folders import bundled_models
-from weights.check import bits_per_byte, held_out
+from minillm.texts import held_out
+from weights.check import bits_per_byte
 
 MODELS = bundled_models()
 LARGEST = {"tiny-moe": 24e6}  # bytes; the others 12e6
