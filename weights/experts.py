@@ -6,15 +6,12 @@ import numpy as np
 
 from minillm.blocks.moe import expert_load
 from minillm.lm import LM
-from minillm.texts import held_out
+from minillm.texts import SOURCES, held_out
 
-from .data import Source
-
-SOURCES: tuple[Source, ...] = ("recipes", "scripture")
 WINDOW = 128  # tokens of each held-out text that are counted; shorter ones are left out
 
 
-def expert_use(lm: LM) -> dict[Source, np.ndarray]:
+def expert_use(lm: LM) -> dict[str, np.ndarray]:
     """The share of each layer's choices that fall on each expert, [layers, e] by kind of text."""
     assert lm.tokenizer is not None
     use = {}
@@ -25,7 +22,7 @@ def expert_use(lm: LM) -> dict[Source, np.ndarray]:
     return use
 
 
-def plot_experts(use: dict[Source, np.ndarray], file: Path) -> None:
+def plot_experts(use: dict[str, np.ndarray], file: Path) -> None:
     """A map of layers and experts for each kind of text."""
     import matplotlib
 
