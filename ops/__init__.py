@@ -56,7 +56,7 @@ from .formats.gguf.tensor import decode_gguf, encode_gguf
 from .formats.integers import decode_ints, encode_ints
 from .formats.integers_ref import INTS, IntFormat, decode_ints_ref, encode_ints_ref
 from .formats.nf4 import NF4, decode_nf4, decode_nf4_ref, encode_nf4, encode_nf4_ref
-from .formats.packing import pack, pack_ref, signed, unpack, unpack_ref
+from .formats.packing import pack, pack_ref, sign_extended, unpack, unpack_ref
 from .moe.capacity import moe_capacity
 from .moe.dense import moe_dense
 from .moe.ref import moe_capacity_ref, moe_ref, route_ref
@@ -239,7 +239,7 @@ __all__ = [
     "selective_scan_ref",
     "sequential_selective_scan",
     "shaped",
-    "signed",
+    "sign_extended",
     "silu",
     "silu_ref",
     "softplus",

@@ -58,6 +58,7 @@ class Op:
     laws: tuple[Law, ...] = ()
     batched: tuple[str, ...] = ()  # arrays whose first axis is b: rows that must not know of each other
     wide: tuple[str, ...] = ()  # float arrays that stay float32 when the rest is narrower (a state, decay rates)
+    recipe: str = ""  # what decides between roundings that would all be sensible, where results are held to one
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,3 +76,4 @@ class DistributionOp:
     draw: Callable[[Case, np.random.Generator], Arrays]
     sample: Callable[[Call, Arrays, int, int], np.ndarray]
     probabilities: Callable[[Arrays], np.ndarray]
+    recipe: str = ""

@@ -54,6 +54,8 @@ def command(kernel, op_name, program, dtype, arrays, jit, supports, quick, only,
         width = max(map(len, ops.judge.OPS))
         for name, op in ops.judge.OPS.items():
             click.echo(f"{name:{width}}  {ops.judge.signature_of(op)}")
+            for line in op.recipe.splitlines():
+                click.echo(f"{'':{width}}    {line}")
         return
     if jit and (program or arrays not in (None, "jax")):
         raise UserError("--jit compiles JAX kernels, expected neither --program nor other --arrays beside it")

@@ -27,7 +27,7 @@ from ..ops import (
     encode_ints_ref,
     encode_nf4_ref,
     pack,
-    signed,
+    sign_extended,
     unpack,
 )
 from ..ops.formats.blocks_ref import Coded as CodedBlocks
@@ -65,16 +65,19 @@ class Ints:
 
     def encode(self, w: np.ndarray) -> Parts:
         """Packed codes, scales, zero points if there are any."""
-        codes, scales, zeros = encode_ints_ref(w, self.format, group=self.group, affine=self.affine)
-        packed = packed_codes(codes, INTS[self.format].bits)
-        return (packed, scales) if zeros is None else (packed, scales, zeros)
+        return self.packed(encode_ints_ref(w, self.format, group=self.group, affine=self.affine))
+
+    def packed(self, coded: CodedInts) -> Parts:
+        """The parts of codes found in whatever way."""
+        codes = packed_codes(coded.codes, INTS[self.format].bits)
+        return (codes, coded.scales) if coded.zeros is None else (codes, coded.scales, coded.zeros)
 
     def decode(self, parts: tuple[jax.Array, ...]) -> jax.Array:
         """As `decode_ints`."""
         bits = INTS[self.format].bits
         codes = unpack(parts[0], bits)
         zeros = parts[2] if self.affine else None
-        return decode_ints(CodedInts(codes if self.affine else signed(codes, bits), parts[1], zeros))
+        return decode_ints(CodedInts(codes if self.affine else sign_extended(codes, bits), parts[1], zeros))
 
 
 @dataclass(frozen=True)
@@ -126,7 +129,7 @@ class Blocks:
         """As `decode_blocks`."""
         packed, scales, *tensor_scale = parts
         elements = unpack(packed, self.bits)
-        elements = elements if BLOCKS[self.format].element_format else signed(elements, 8)
+        elements = elements if BLOCKS[self.format].element_format else sign_extended(elements, 8)
         return decode_blocks(CodedBlocks(elements, scales, *tensor_scale), self.format)
 
 

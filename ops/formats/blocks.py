@@ -9,6 +9,7 @@ import numpy as np
 
 from ..shapes import shaped
 from .blocks_ref import BLOCKS, BlockFormat, Coded, Policy, block_format, check_blocks, in_blocks, policy_of
+from .checks import check_narrow
 from .e8m0 import E8M0_NAN
 from .floats import as_integer, decode_float, encode_float, rounded_shift
 from .rounding import divided, normal, power_of_two
@@ -24,6 +25,7 @@ def encode_blocks(x: jax.Array, format: str, policy: Policy | None = None) -> Co
     """
     form = block_format(format)
     policy = policy_of(form, policy, ("floor", "ceil", "absmax"))
+    check_narrow("encode_blocks", x)
     x = x.astype(jnp.float32)
     blocks = in_blocks("encode_blocks", x, form)
     largest = jnp.max(jnp.abs(blocks), axis=-1)

@@ -177,6 +177,7 @@ ENCODE_E8M0 = Op(
     cases=tuple(new_case("2 50", side, side=side) for side in ("nearest", "floor", "ceil")),
     draw=draw_for_e8m0,
     styles={"no powers": no_powers},
+    recipe="what is not positive and finite becomes NaN, code 255",
 )
 
 
@@ -255,6 +256,7 @@ ENCODE_MX = Op(
     ),
     draw=uniform_blocks(lambda case: 32),
     styles=STYLES,
+    recipe="a block of zeros has the scale code 0; too large elements saturate; zeros keep their sign",
 )
 DECODE_MX = Op(
     name="decode_mx",
@@ -276,6 +278,10 @@ ENCODE_NVFP4 = Op(
     cases=(new_case("2 3", "small", format="nvfp4"), new_case("5 40", "large", format="nvfp4")),
     draw=uniform_blocks(lambda case: 16),
     styles=STYLES,
+    recipe=(
+        "tensor scale max|x| * f32(1/2688); block scale the e4m3fn nearest to (max|block| * f32(1/6)) / that;\n"
+        "elements the e2m1 nearest to x / (block scale * tensor scale); where that is 0, a zero of x's sign"
+    ),
 )
 DECODE_NVFP4 = Op(
     name="decode_nvfp4",
@@ -332,6 +338,15 @@ def draw_coded_ints(case: Case, rng: np.random.Generator) -> Arrays:
     return arrays | ({"zeros": rng.integers(0, 16, (t, f)).astype(np.int32)} if case.inputs else {})
 
 
+SYMMETRIC_RECIPE = (
+    "scale max|x| * f32(1/127), 1/7 or 1 (of ternary the mean, summed by halves); codes rint(x / scale):\n"
+    "max / 127 and x * (1 / scale) differ from that where x / scale is half way"
+)
+AFFINE_RECIPE = (
+    "scale (max(x, 0) - min(x, 0)) * f32(1/255), 1/15 or 1/3; zero rint(-min / scale); codes rint(x / scale) + zero"
+)
+
+
 def int_op(name: str, affine: bool) -> Op:
     """The cast with zero points, or without."""
     return Op(
@@ -343,6 +358,7 @@ def int_op(name: str, affine: bool) -> Op:
         cases=int_cases(affine),
         draw=uniform_blocks(lambda case: case.options["group"] or 20),
         styles=STYLES,
+        recipe=AFFINE_RECIPE if affine else SYMMETRIC_RECIPE,
     )
 
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..shapes import shaped
+from .checks import check_narrow, checked_codes
 from .floats import as_integer
 
 E8M0_NAN = 255
@@ -39,14 +40,15 @@ def encode_e8m0_ref(x: np.ndarray, side: Side = "nearest") -> np.ndarray:
 
 def decode_e8m0_ref(codes: np.ndarray) -> np.ndarray:
     """Float64 numbers of uint8 codes [...]."""
-    codes = np.asarray(codes)
-    return np.where(codes == E8M0_NAN, np.nan, np.ldexp(1.0, codes.astype(np.int64) - 127))
+    codes = checked_codes("decode_e8m0_ref", codes, 8)
+    return np.where(codes == E8M0_NAN, np.nan, np.ldexp(1.0, codes - 127))
 
 
 @shaped("x: ... float")
 def encode_e8m0(x: jax.Array, side: Side = "nearest") -> jax.Array:
     """As `encode_e8m0_ref`."""
     from_here = np.uint32(beyond(side) * 2**23)
+    check_narrow("encode_e8m0", x)
     x = x.astype(jnp.float32)
     whole, power = as_integer(x)
     codes = jnp.clip(power + (whole >= from_here).astype(jnp.int32) + 127, 0, 255)
@@ -58,6 +60,8 @@ def encode_e8m0(x: jax.Array, side: Side = "nearest") -> jax.Array:
 @shaped("codes: ... int")
 def decode_e8m0(codes: jax.Array) -> jax.Array:
     """Float32 numbers of uint8 codes [...]; that of code 0, 2^-127, is subnormal, which some devices take for 0."""
+    if codes.dtype != jnp.uint8:
+        raise ValueError(f"decode_e8m0: codes are {codes.dtype}, expected uint8")
     bits = jnp.where(codes == 0, jnp.uint32(1 << 22), codes.astype(jnp.uint32) << 23)
     bits = jnp.where(codes == E8M0_NAN, jnp.uint32(0x7FC00000), bits)
     return jax.lax.bitcast_convert_type(bits, jnp.float32)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..shapes import shaped
+from .checks import check_narrow
 from .floats_ref import RANDOM_BITS, Rounding, check_rounding, decode_float_ref, float_format, random_bits
 
 
@@ -40,8 +41,7 @@ def encode_float(
     """
     form = float_format(format)
     check_rounding("encode_float", rounding)
-    if x.dtype not in (jnp.float32, jnp.bfloat16, jnp.float16):
-        raise ValueError(f"encode_float: x is {x.dtype}, expected float32, bfloat16 or float16")
+    check_narrow("encode_float", x)
     bits = jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32)
     whole, power = as_integer(x)
     power, least = power - exponent, 1 - form.bias

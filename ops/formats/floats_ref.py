@@ -16,6 +16,8 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from .checks import checked_codes
+
 Rounding = Literal["nearest", "toward zero", "stochastic"]
 RANDOM_BITS = 24  # that stochastic rounding compares with
 
@@ -90,12 +92,9 @@ def magnitudes(form: FloatFormat, codes: np.ndarray) -> np.ndarray:
 
 
 def decode_float_ref(codes: np.ndarray, format: str) -> np.ndarray:
-    """Float64 numbers of integer codes; ValueError if one has more bits than the format."""
-    form, codes = float_format(format), np.asarray(codes).astype(np.int64)
-    if codes.size and not (codes.min() >= 0 and codes.max() < 1 << form.bits):
-        raise ValueError(
-            f"decode_float_ref: codes reach {codes.min()} … {codes.max()}, {format} has {form.bits} bits"
-        )
+    """Float64 numbers of codes; ValueError unless they are integers with no more bits than the format."""
+    form = float_format(format)
+    codes = checked_codes("decode_float_ref", codes, form.bits)
     unsigned = codes & ((1 << (form.bits - 1)) - 1)
     x = magnitudes(form, unsigned)
     x = np.where(unsigned > form.largest, np.nan, x)

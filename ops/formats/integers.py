@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..shapes import shaped
+from .checks import check_narrow
 from .integers_ref import CodedInts, IntFormat, check_coded, in_groups, int_format
 from .rounding import divided, normal
 
@@ -12,6 +13,7 @@ from .rounding import divided, normal
 @shaped("x: ... float")
 def encode_ints(x: jax.Array, format: str, *, group: int | None = None, affine: bool = False) -> CodedInts:
     """As `encode_ints_ref` with its scale `absmax`; numbers that are not finite give no error and no sense."""
+    check_narrow("encode_ints", x)
     form, x = int_format(format, affine), normal(x.astype(jnp.float32))
     groups = in_groups("encode_ints", x, group)
     scales, origin = first_scale(groups, form, affine)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..shapes import shaped
+from .checks import check_narrow
 from .integers_ref import in_groups
 from .rounding import divided, divided_ref, normal, normal_ref
 
@@ -70,6 +71,7 @@ def decode_nf4_ref(coded: CodedNF4) -> np.ndarray:
 @shaped("x: ... float")
 def encode_nf4(x: jax.Array) -> CodedNF4:
     """As `encode_nf4_ref`; numbers that are not finite give no error and no sense."""
+    check_narrow("encode_nf4", x)
     x = normal(x.astype(jnp.float32))
     groups = in_groups("encode_nf4", x, SIZE)
     scales = jnp.max(jnp.abs(groups), axis=-1)

@@ -9,15 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..shapes import shaped
+from .checks import checked_codes
 
 
 def pack_ref(codes: np.ndarray, bits: int) -> np.ndarray:
     """Codes [..., n] below 2^bits -> uint8 [..., n * bits / 8], by definition: one long number, cut into bytes."""
-    codes = np.asarray(codes)
+    codes = checked_codes("pack_ref", codes, bits)
     n_bytes = packed_size("pack_ref", codes.shape, bits)
-    if codes.size and not (codes.min() >= 0 and codes.max() < 1 << bits):
-        reach = f"{codes.min()} … {codes.max()}"
-        raise ValueError(f"pack_ref: codes reach {reach}, expected 0 … {(1 << bits) - 1}: they have {bits} bits")
     rows = [
         sum(int(code) << (i * bits) for i, code in enumerate(row)).to_bytes(n_bytes, "little")
         for row in codes.reshape(-1, codes.shape[-1])
@@ -54,7 +52,7 @@ def unpack(data: jax.Array, bits: int) -> jax.Array:
     return jnp.sum(single << jnp.arange(bits, dtype=jnp.uint8), axis=-1, dtype=jnp.uint8)
 
 
-def signed(codes: jax.Array, bits: int) -> jax.Array:
+def sign_extended(codes: jax.Array, bits: int) -> jax.Array:
     """Unpacked codes [...] of symmetric integers as int8: their upper half is negative."""
     shift = np.int8(8 - bits)
     return (codes.astype(jnp.int8) << shift) >> shift

@@ -28,6 +28,7 @@ class Report:
     kernel: str
     dtype: str
     signature: str = ""  # what a kernel of the op is given
+    recipe: str = ""  # what decides between roundings
     ran: Counter[str] = field(default_factory=Counter)  # trials by check
     failures: list[Failure] = field(default_factory=list)
     uncovered: dict[str, str] = field(default_factory=dict)  # case -> what the kernel does not take
@@ -101,6 +102,8 @@ class Report:
             lines += [f"  FAILED {failure.trial}", f"    {failure.fault}", f"    {failure.reproduce}"]
             checks = [trial.partition("; ")[0] for trial in failure.also]
             lines += [f"    the same fault in: {'; '.join(checks)}"] if checks else []
+        if self.failures and self.recipe:
+            lines += [f"  held to: {' '.join(self.recipe.split())}"]
         for reason, cases in grouped(self.uncovered).items():
             lines += [f"  not covered, {reason}: {'; '.join(cases)}"]
         if self.unused:

@@ -61,7 +61,7 @@ def validate(
         raise ValueError(f"dtype is {dtype!r}, expected one of {', '.join(DTYPES)}")
     subject, judged = find_op(op) if isinstance(op, str) else op, Kernel(kernel, arrays, supports)
     check_supports(subject, judged)
-    report = Report(subject.name, judged.name, dtype, signature_of(subject))
+    report = Report(subject.name, judged.name, dtype, signature_of(subject), subject.recipe)
     try:
         if isinstance(subject, DistributionOp):
             if dtype != "float32":

@@ -232,6 +232,7 @@ INT8 = Op(
     batched=("x", "x_scale", "x_zero"),
     wide=("x_scale", "w_scale"),
     **CODED,
+    recipe="sums of integers are exact (int32), and only then scaled",
 )
 GROUPED = Op(
     name="grouped_int_matmul",
@@ -245,6 +246,7 @@ GROUPED = Op(
     batched=("x", "x_scale"),
     wide=("x_scale", "w_scale"),
     **CODED,
+    recipe="sums of integers in a group are exact (int32), and only then scaled, and added in float32",
 )
 WEIGHT_ONLY = Op(
     name="weight_only_matmul",
@@ -273,6 +275,7 @@ FP8 = Op(
     exact=exact_floats(draw_fp8),
     wide=("x_scale", "w_scale"),
     **CODED,
+    recipe="sums in float32 over a group, whose scales come in after it",
 )
 MX = Op(
     name="mx_matmul",
@@ -291,6 +294,7 @@ MX = Op(
     batched=("x", "x_scale"),
     outputs=("y",),
     laws=(*LAWS, Law("what is no number", unknown_scale, exact=True)),
+    recipe="sums in float32 over a block, whose scales come in after it",
 )
 NVFP4 = Op(
     name="nvfp4_matmul",
@@ -303,5 +307,6 @@ NVFP4 = Op(
     batched=("x", "x_scale"),
     wide=("x_tensor", "w_tensor"),
     **CODED,
+    recipe="sums in float32 over a block, whose scales come in after it",
 )
 OPS = (INT8, GROUPED, WEIGHT_ONLY, FP8, MX, NVFP4)

@@ -51,7 +51,7 @@ def grouped_int_matmul(
     w_zero: jax.Array | None = None,
 ) -> jax.Array:
     """As `grouped_int_matmul_ref`, f32 [t f]: a token's codes have one scale, those of w one a group (W4A8)."""
-    x, w = (in_groups("grouped_int_matmul", codes, w_scale) for codes in (x, w))  # c t o, c f o
+    x, w = (by_group("grouped_int_matmul", codes, w_scale) for codes in (x, w))  # c t o, c f o
     total = jax.vmap(int_product)(x, w)
     if w_zero is not None:
         total = total - jnp.sum(x.astype(jnp.int32), axis=2)[..., None] * w_zero.T[:, None].astype(jnp.int32)
@@ -66,7 +66,7 @@ def weight_only_matmul(
     """As `weight_only_matmul_ref`, [t f] in x's dtype: w as float32, its products with x summed there in any
     order.
     """
-    groups = in_groups("weight_only_matmul", w, w_scale).astype(jnp.int32)  # c f o
+    groups = by_group("weight_only_matmul", w, w_scale).astype(jnp.int32)  # c f o
     zero = 0 if w_zero is None else w_zero.T[..., None].astype(jnp.int32)
     wide = (groups - zero).astype(jnp.float32) * w_scale.T[..., None].astype(jnp.float32)
     wide = wide.swapaxes(0, 1).reshape(w.shape)
@@ -93,7 +93,7 @@ def fp8_matmul(
             raise ValueError(f"fp8_matmul: {rows} and {scale.shape[0]} rows of scales, expected a divisor")
         row_scales.append(jnp.repeat(scale.astype(jnp.float32), codes.shape[0] // scale.shape[0], 0).T)  # c rows
     x, w = decode_float(x, x_format), decode_float(w, w_format)
-    parts = in_order(*(in_groups("fp8_matmul", one, x_scale) for one in (x, w)))
+    parts = in_order(*(by_group("fp8_matmul", one, x_scale) for one in (x, w)))
     return added(parts * (row_scales[0][:, :, None] * row_scales[1][:, None]))
 
 
@@ -103,7 +103,7 @@ def mx_matmul(
 ) -> jax.Array:
     """As `mx_matmul_ref`, f32 [t f]."""
     form = block_format(format)
-    parts = in_order(*(in_groups("mx_matmul", numbers_of(codes, form), x_scale, form.size) for codes in (x, w)))
+    parts = in_order(*(by_group("mx_matmul", numbers_of(codes, form), x_scale, form.size) for codes in (x, w)))
     x_code, w_code = x_scale.T[:, :, None].astype(jnp.int32), w_scale.T[:, None].astype(jnp.int32)
     exponent = jnp.maximum(x_code + w_code - 254, -252)
     half = exponent // 2  # the whole may be beyond float32
@@ -123,7 +123,7 @@ def nvfp4_matmul(
     """As `nvfp4_matmul_ref`, f32 [t f]."""
     size = block_format("nvfp4").size
     x, w = decode_float(x, "e2m1"), decode_float(w, "e2m1")
-    parts = in_order(*(in_groups("nvfp4_matmul", one, x_scale, size) for one in (x, w)))
+    parts = in_order(*(by_group("nvfp4_matmul", one, x_scale, size) for one in (x, w)))
     x_wide, w_wide = decode_float(x_scale, "e4m3fn").T, decode_float(w_scale, "e4m3fn").T
     tensor_scale = x_tensor.astype(jnp.float32) * w_tensor.astype(jnp.float32)
     return added(parts * (x_wide[:, :, None] * w_wide[:, None])) * tensor_scale
@@ -136,7 +136,7 @@ def int_product(x: jax.Array, w: jax.Array) -> jax.Array:
     return jax.lax.dot_general(x, w, (((1,), (1,)), ((), ())), preferred_element_type=jnp.int32)
 
 
-def in_groups(op: str, x: jax.Array, scales: jax.Array, size: int | None = None) -> jax.Array:
+def by_group(op: str, x: jax.Array, scales: jax.Array, size: int | None = None) -> jax.Array:
     """x [t d] as [c t o] for scales [... c]; ValueError if groups do not come out even, or not as large as
     `size`.
     """

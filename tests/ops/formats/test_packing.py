@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minillm.ops import pack, pack_ref, signed, unpack, unpack_ref
+from minillm.ops import pack, pack_ref, sign_extended, unpack, unpack_ref
 
 
 @given(bits=st.integers(1, 8), rows=st.integers(1, 3), bytes_=st.integers(1, 4), seed=st.integers(0, 99))
@@ -28,7 +28,7 @@ def test_the_first_of_two_nibbles_is_the_low_one():
 @pytest.mark.parametrize("bits", [2, 4, 8])
 def test_negative_codes_come_out_as_they_went_in(bits):
     codes = np.arange(-(1 << (bits - 1)), 1 << (bits - 1), dtype=np.int8)
-    assert np.array_equal(signed(unpack(pack(jnp.asarray(codes), bits), bits), bits), codes)
+    assert np.array_equal(sign_extended(unpack(pack(jnp.asarray(codes), bits), bits), bits), codes)
 
 
 def test_rows_that_fill_no_whole_bytes_are_refused():

@@ -524,3 +524,13 @@ def test_a_look_up_that_is_an_average_is_not_judged_by_equality(sizes):
     for seed in range(12):
         only = f"exact; {case}; seed {seed}{sizes}"
         assert not ops.validate("attention", ops.naive_attention, only=only).failures
+
+
+def test_a_cast_that_rounds_in_another_way_is_told_which_one_it_is_held_to():
+    def truncating(x, *, format, group, affine):
+        _, scales, _ = ops.encode_ints_ref(x, format, group=group)
+        return np.trunc(x / np.repeat(scales, x.shape[-1] // scales.shape[-1], -1)).astype(np.int8), scales
+
+    supports = {"format": ("int8",), "group": (8,)}
+    report = ops.validate("encode_ints", truncating, arrays="numpy", supports=supports)
+    assert "held to: scale max|x| * f32(1/127)" in str(report)
