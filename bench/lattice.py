@@ -29,20 +29,23 @@ from tests import tiny
 README = Path(__file__).parent.parent / "minillm" / "README.md"
 BEGIN, END = "<!-- python -m bench.lattice -->\n", "<!-- end -->\n"
 
-CONTEXT, ROWS, PAGE = 64, 3, 4
-PAGES = 17  # the longest request fits, with little beside it
+CONTEXT, ROWS, PAGE = 80, 3, 4
+PAGES = 21  # the longest request fits, with little beside it
 GREEDY: dict[str, Any] = {"max_tokens": 12, "temperature": 0.0}
 DRAWN = GREEDY | {"temperature": 0.9, "top_p": 0.95, "seed": 1}
 PENALISED = DRAWN | {"repeat_penalty": 1.2, "frequency_penalty": 0.1, "seed": 2}
 OPTIONS = (GREEDY, DRAWN, GREEDY, PENALISED, GREEDY)
 RNG = np.random.default_rng(0)
-PROMPTS = [RNG.integers(3, 50, n).tolist() for n in (9, 1, 40, 17, 3)]
+PROMPTS = [RNG.integers(3, 50, n).tolist() for n in (9, 1, 66, 17, 3)]  # kivi codes nothing in less than 64
 
 MEMORIES: dict[str, dict[str, Any]] = {
     "contiguous": {"kind": "contiguous"},
     "paged": {"kind": "paged", "n_pages": PAGES},
     "contiguous, int8": {"kind": "contiguous", "cache": "int8"},
     "paged, int8": {"kind": "paged", "n_pages": PAGES, "cache": "int8"},
+    "contiguous, fp8": {"kind": "contiguous", "cache": "fp8"},
+    "paged, fp8": {"kind": "paged", "n_pages": PAGES, "cache": "fp8"},
+    "kivi2": {"cache": "kivi2"},
     "sinks": {"cache": "sinks:20"},
 }
 WAYS = ("alone", "together")

@@ -69,8 +69,8 @@ class Engine:
     context   tokens that a request may have, the prompt's and the generated ones
     n_pages   of page_size tokens each, shared by all; None: as many as max_batch whole contexts need
     kind      "contiguous" gives each row of the batch a whole context instead
-    cache     as in `LM.stream`; all but int8 take the place of pages. What h2o forgets depends on who else is
-              there, so it needs `lossy`
+    cache     as in `LM.stream`; all but int8 and fp8 take the place of pages. What h2o forgets depends on who
+              else is there, so it needs `lossy`
     share     whether texts that begin alike share pages
     steady    rounding does not depend on who else is there: without drafts, and as long as nobody loses its pages,
               the same bits in any company. Texts then share only whole chunks of their prompts
@@ -102,7 +102,7 @@ class Engine:
         each = -(-self.context // page_size)
         self.pool = PagePool(n_pages or max_batch * each, page_size)
         self.spec = replace(memory.for_at_most(self.context), slots=max_batch, max_len=self.context)
-        if kind == "paged" and not memory.forgets:
+        if kind == "paged" and memory.kind == "contiguous":
             self.spec = replace(self.spec, kind="paged", page_size=page_size, n_pages=self.pool.n_pages)
         require(n_pages is None or self.spec.kind == "paged", "n_pages", n_pages, "none: this memory has no pages")
         lm.store_for(max_batch * EXACT if exact else max_batch)

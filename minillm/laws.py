@@ -225,7 +225,7 @@ class Schedule:
 
     def changing_memory(self) -> Any:
         """An empty memory for whole sequences, if what is read from it is not what was written; else none."""
-        if self.spec.dtype != "int8" and not self.spec.forgets:
+        if not self.spec.alters:
             return None
         kind = "contiguous" if self.spec.kind == "paged" else self.spec.kind
         return poisoned(self.system.init_state(replace(self.spec, kind=kind, slots=whole_shape(self.spec)[0])))

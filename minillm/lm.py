@@ -23,7 +23,7 @@ from .generate import Plan, bucket
 from .model import Model
 from .output import Output
 from .quant import stored_for
-from .quant.recipes import Change, quantised
+from .quant.recipes import Change, Progress, quantised
 from .sampling import is_count, new_sampler, require
 from .span import Span
 from .stream import Completion, Stream
@@ -69,12 +69,32 @@ class LM:
         self.shapes, loaded = shapes.replace(blocks=blocks, head=head), [self.weights]
         self.weights = in_background(rearranged, rows, loaded)
 
-    def quantize(self, recipe: str) -> "tuple[LM, list[Change]]":
+    def quantize(
+        self,
+        recipe: str,
+        texts: Sequence[str] | None = None,
+        *,
+        folder: str | Path | None = None,
+        progress: Progress = lambda *_: None,
+    ) -> "tuple[LM, list[Change]]":
         """The same model with its matrices in few bits, and what became of each; recipes as in `quant.recipes`.
+
+        METHOD:RECIPE, as in `compress.methods`, looks at what goes through the matrices while the model reads texts
+        (those of `minillm.texts` unless given). In a folder it keeps what is done, and a killed run goes on there.
+        progress is told what is being done, how many steps of it are, and of how many.
 
         UserError if the recipe is none, or names a matrix that cannot be stored so because a number in it is none.
         """
-        model, changes = quantised(self.model, recipe)
+        from .compress.methods import Calibrated, inputs_of, method_of
+
+        method, recipe = method_of(recipe)
+        if method is None:
+            require(texts is None and folder is None, "recipe", recipe, "METHOD:RECIPE with texts or a folder")
+            model, changes = quantised(self.model, recipe, progress=progress)
+        else:
+            folder = None if folder is None else Path(folder)
+            inputs = inputs_of(self.model, self.tokenizer, texts, self.config.context, folder, progress)
+            model, changes = quantised(self.model, recipe, Calibrated(method, inputs, folder), progress)
         weights: Future[Model] = Future()
         weights.set_result(model)
         return LM(self.config, self.tokenizer, jax.eval_shape(lambda: model), weights), changes
@@ -127,9 +147,10 @@ class LM:
         (the model without K layers), a model by name or path, or any `Drafter`. In floating point a near-tie may
         still fall the other way; exact makes tokens the same to the bit, whatever drafts, and slower.
 
-        cache is how keys and values are remembered: `int8`, in about a quarter of the memory; `sinks:TOKENS`, the
-        first four tokens and the newest ones, for texts longer than the context; `h2o:TOKENS`, those that matter
-        most. A draft changes what h2o forgets, so the two go together only if lossy is set.
+        cache is how keys and values are remembered: `int8` and `fp8`, in about a quarter of the memory; `kivi4` and
+        `kivi2`, in 4 or 2 bits but for the newest 32 to 63 tokens; `sinks:TOKENS`, the first four tokens and the
+        newest ones, for texts longer than the context; `h2o:TOKENS`, those that matter most. A draft changes what
+        h2o forgets, so the two go together only if lossy is set.
         """
         memory = self.memory(cache, lossy or (draft is None and not exact))
         sampler = new_sampler(

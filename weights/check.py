@@ -9,7 +9,6 @@ A recipe is well formed if it has a title, ingredients with amounts, steps numbe
 """
 
 import json
-import math
 import re
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
@@ -18,6 +17,7 @@ import click
 import numpy as np
 
 import minillm
+from minillm.evaluate import quality
 from minillm.lm import LM
 from minillm.texts import Document, held_out
 
@@ -59,17 +59,10 @@ def recipe(lm: LM, title: str, seed: int) -> tuple[str, bool]:
 
 
 def bits_per_byte(lm: LM, texts: Iterable[Document]) -> float:
-    """How many bits the model needs for a byte of these texts, as far as its context goes."""
+    """How many bits the model needs for a byte of these texts."""
     assert lm.tokenizer is not None
-    bits, size = 0.0, 0
-    for document in texts:
-        ids = [*lm.tokenizer.encode(document.text), lm.tokenizer.ends[0]][: lm.config.context]
-        logits = lm.logits([ids])[0, :-1].astype(np.float64)
-        peak = logits.max(axis=-1)
-        chosen = logits[np.arange(len(ids) - 1), ids[1:]]
-        bits += np.sum(peak + np.log(np.exp(logits - peak[:, None]).sum(axis=-1)) - chosen) / math.log(2)
-        size += len(lm.tokenizer.decode(ids[1:]).removesuffix("</s>").encode())
-    return bits / size
+    found = quality(lm.model, lm.tokenizer, [document.text for document in texts], lm.config.context)
+    return found["bits_per_byte"].value
 
 
 def longest_copy(texts: list[str], learned: list[str]) -> int:

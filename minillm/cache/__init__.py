@@ -22,7 +22,14 @@ from .transient import Transient
 
 __all__ = ["Cache", "StateSpec", "Transient", "new_cache"]
 
-CLASSES = {"contiguous": "Contiguous", "paged": "Paged", "ring": "Ring", "sinks": "Sinks", "h2o": "H2O"}
+CLASSES = {
+    "contiguous": "Contiguous",
+    "paged": "Paged",
+    "ring": "Ring",
+    "sinks": "Sinks",
+    "h2o": "H2O",
+    "kivi": "Kivi",
+}
 
 
 class Cache(Protocol):
@@ -39,15 +46,15 @@ def new_cache(
     """An empty memory for g KV heads of k channels, whose keys were turned by `rope`.
 
     Values have j channels, k by default. Where no query looks back further than `window` tokens, a ring of that
-    length takes the place of what would hold more.
+    length takes the place of a plain memory, and of one that has so many of the newest as they were.
     """
     kind, j = spec.kind, k if j is None else j
-    if window is not None and (kind == "contiguous" or (spec.forgets and window <= spec.budget)):
-        kind, spec = "ring", replace(spec, kind="contiguous", max_len=min(window, spec.max_len))
+    if window is not None and (kind == "contiguous" or window <= spec.unaltered):
+        kind, spec = "ring", replace(spec, kind="contiguous", bits=0, max_len=min(window, spec.max_len))
     module = importlib.import_module(f".{kind}", __name__)
     layout = getattr(module, CLASSES[kind])
     if kind == "sinks":
         return layout.empty(spec, g, k, j, rope)
-    if spec.dtype == "int8":
-        return importlib.import_module(".int8", __name__).Int8.empty(layout, spec, g, k, j)
+    if spec.coded:
+        return importlib.import_module(".coded", __name__).Coded.empty(layout, spec, g, k, j)
     return layout.empty(spec, g, k, j)

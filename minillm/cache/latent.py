@@ -15,7 +15,7 @@ from ..ops import expanded_mla_attention
 from ..ops.attention.mla import attend_latents, project
 from ..span import Span
 from . import new_cache
-from .rows import Rows, by_blocks
+from .rows import Rows, by_blocks, merged
 from .spec import StateSpec
 from .transient import Transient
 
@@ -64,7 +64,7 @@ class Latent:
             return attend_latents(q, q_rope, latent, k_rope, **places, scale=scale)
 
         row_size = len(q) * (h * (k + a) if expand else l + a)
-        y, _ = by_blocks(attend_block, self.memory, at, row_size, h)
+        y, _ = merged([by_blocks(attend_block, part, at, row_size, h) for part in self.memory.parts()])
         y = y.astype(q.dtype)
         return y if expand else project("bthl,hjl->bthj", y, w_uv), self
 

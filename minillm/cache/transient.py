@@ -16,7 +16,11 @@ class Transient:
 
     def attend(self, q: jax.Array, at: Span, **options) -> tuple[jax.Array, "Transient"]:
         """q [b t h k] -> y [b t h j] and the memory; window, softcap, scale, sinks as in the ops."""
-        return attend_rows(q, (self,), at, **options), self
+        return attend_rows(q, self.parts(), at, **options), self
+
+    def parts(self) -> tuple["Transient"]:
+        """Where its rows are to be found."""
+        return (self,)
 
     def n_rows(self, at: Span) -> int:
         """As many as the span has tokens."""

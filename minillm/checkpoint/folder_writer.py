@@ -17,6 +17,7 @@ from ..archs.tensors import View
 from ..config import Fields
 from ..errors import UserError
 from ..model import Model
+from ..quant import is_weight
 from .parameters import parameters
 from .safetensors import SINGLE
 
@@ -38,21 +39,39 @@ def write_folder(
     other files by name, such as a tokenizer's.
     """
     folder = Path(folder)
-    if folder.exists():
-        raise UserError(f"{folder}: is there already; move it away, or choose another name")
+    check_free(folder)
     arch = arch or find_hf(values.get("model_type"), "config.json: model_type")
     config = arch.config_from_hf(Fields(values, "config.json"))
     tensors: dict[str, np.ndarray] = {}
     for request, array in parameters(model, config):
+        if is_weight(array):
+            raise UserError(f"{folder}: {request.place} is coded, expected plain numbers; see checkpoint.quantised")
         view = View(NoTensors(), config, request.layer)
         tensors |= arch.HF_TENSORS[request.name].write(view, array, *request.shapes)
-    kept = {name: np.ascontiguousarray(array).astype(DTYPES[dtype]) for name, array in tensors.items()}
+    kept = {name: array.astype(DTYPES[dtype]) for name, array in tensors.items()}
+    write_files(folder, kept, {"config.json": config_text(values), **(more or {})})
+
+
+def config_text(values: Mapping[str, Any]) -> bytes:
+    """A config.json."""
+    return (json.dumps(dict(values), indent=2) + "\n").encode()
+
+
+def check_free(folder: Path) -> None:
+    """UserError if there is something under that name."""
+    if folder.exists():
+        raise UserError(f"{folder}: is there already; move it away, or choose another name")
+
+
+def write_files(folder: Path, tensors: Mapping[str, np.ndarray], files: Mapping[str, bytes]) -> None:
+    """Write a folder of tensors and other files; it appears under its name once it is whole."""
+    check_free(folder)
+    kept = {name: np.asarray(array, order="C") for name, array in tensors.items()}
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         save_file(kept, draft / SINGLE, metadata={"format": "pt"})  # transformers asks for this word
-        (draft / "config.json").write_text(json.dumps(dict(values), indent=2) + "\n")
-        for name, content in (more or {}).items():
+        for name, content in files.items():
             (draft / name).write_bytes(content)
         for path in (draft, *draft.iterdir()):  # mkdtemp and safetensors leave them to their owner alone
             path.chmod(0o755 if path.is_dir() else 0o644)

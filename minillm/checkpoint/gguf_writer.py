@@ -1,4 +1,4 @@
-"""Writing GGUF files, version 3, as llama.cpp reads them: all of a model in float32, or its matrices in float16.
+"""Writing GGUF files, version 3, as llama.cpp reads them: all of a model in float32, or its matrices in fewer bits.
 
 The tensors are those of the architecture's `GGUF_TENSORS`, turned around. Before a byte reaches the disk the reader
 of checkpoints opens the file that would come out: it has to give the same config and the same shapes, so that what
@@ -11,19 +11,23 @@ import struct
 import tempfile
 from array import array
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from ..archs import Arch
-from ..archs.tensors import View
+from ..archs.tensors import Entry, View
 from ..archs.to_gguf import plain, rope_tensors
 from ..blocks.params import Shape
 from ..config import Config, shown
 from ..errors import UserError
 from ..model import Model
+from ..ops import GGUF_TYPES, decode_gguf
+from ..ops.formats.gguf.tensor import gguf_type
+from ..quant import is_weight
+from ..quant.storage import GGUF as Coding
 from .gguf import ARRAY, GGUF, SCALARS, STRING, Cursor, read_metadata
 from .loader import END_KEYS, from_gguf
 from .parameters import Request, parameters
@@ -32,7 +36,9 @@ from .source import Index, missing
 ALIGNMENT = 32
 KINDS = {code: kind for kind, code in SCALARS.items()}
 FLOATS = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2")}
-TYPE_NUMBERS = {"F32": 0, "F16": 1}  # of a tensor, and of `general.file_type` for what most tensors are
+FILE_TYPES = {"F32": 0, "F16": 1}  # `general.file_type`: what most tensors are
+NUMBERS = {form.name: number for number, form in GGUF_TYPES.items()}
+MIXED = 1024  # what that is where it is said by each tensor alone: "guessed", in llama.cpp
 
 # What llama.cpp wants in float32 though it is a matrix: routers, norms of groups, convolutions, positions.
 ALWAYS_F32 = ("ffn_gate_inp", "_norm", "ssm_conv1d", "position_embd")
@@ -54,6 +60,8 @@ def write_gguf(
     config is what the model was built from, and arch its architecture; tokenizer is the metadata `tokenizer.*`,
     which `tokenizer_metadata` takes from another file, by default that of a file that has none. UserError says what
     does not fit into a GGUF file.
+
+    Matrices that are coded as types of GGUF files are written to the byte as they are, the others as dtype.
     """
     if dtype not in FLOATS:
         raise UserError(f"dtype is {dtype!r}, expected one of: {', '.join(FLOATS)}")
@@ -62,12 +70,16 @@ def write_gguf(
     if config.limited:
         raise UserError(f"{path}: the model was opened for {config.context} tokens only; open it without a context")
     ends = dict(zip(END_KEYS, config.eos, strict=False))
-    metadata = arch.gguf_metadata(config) | {"general.file_type": TYPE_NUMBERS[dtype]} | ends | dict(tokenizer)
+    coded = any(is_weight(found) for _, found in parameters(model, config))
+    kind = {"general.file_type": MIXED if coded else FILE_TYPES[dtype]}
+    kind |= {"general.quantization_version": 2} if coded else {}
+    metadata = arch.gguf_metadata(config) | kind | ends | dict(tokenizer)
     entries = [text(key) + encoded(value) for key, value in metadata.items()]
     as_read = read_metadata(Cursor(b"".join(entries), str(path)), len(entries))
     draft = Draft(str(path), as_read, rope_tensors(config), dtype)
     for request, found in parameters(model, config):
-        draft.tensors.update(written(request, found, draft, config, arch))
+        write = write_coded if is_weight(found) else write_plain
+        write(request, found, draft, config, arch)
     check(draft, config, arch)
     store(Path(path), draft, entries)
 
@@ -79,12 +91,16 @@ def tokenizer_metadata(source: GGUF) -> dict[str, Any]:
 
 @dataclass
 class Draft:
-    """A file that is not on disk yet, as a TensorSource. Tensors are float32 and become what `dtype` says."""
+    """A file that is not on disk yet, as a TensorSource.
+
+    Tensors are float32 and become what `dtype` says, or they are the bytes of the type in `coded`.
+    """
 
     where: str
     metadata: dict[str, Any]
     tensors: dict[str, np.ndarray]
     matrices: str
+    coded: dict[str, str] = field(default_factory=dict)
 
     def names(self) -> Collection[str]:
         return self.tensors.keys()
@@ -92,26 +108,61 @@ class Draft:
     def shape(self, name: str) -> Shape:
         if name not in self.tensors:
             raise missing(self.where, name)
-        return self.tensors[name].shape
+        shape = self.tensors[name].shape
+        if name not in self.coded:
+            return shape
+        form = gguf_type(self.coded[name])
+        return (*shape[:-1], shape[-1] // form.size * form.values)
 
     def dtype(self, name: str) -> str:
+        if name in self.coded:
+            return self.coded[name]
         matrix = len(self.shape(name)) > 1 and name.endswith(".weight")
         return self.matrices if matrix and not any(part in name for part in ALWAYS_F32) else "F32"
 
     def nbytes(self, name: str) -> int:
-        return math.prod(self.shape(name)) * FLOATS[self.dtype(name)].itemsize
+        form = gguf_type(self.dtype(name))
+        return math.prod(self.shape(name)) // form.values * form.size
 
     def read(self, name: str, index: Index = ()) -> np.ndarray:
         self.shape(name)
-        return self.tensors[name][index]
+        found = self.tensors[name]
+        return (decode_gguf(found, self.coded[name]) if name in self.coded else found)[index]
 
 
-def written(request: Request, array: np.ndarray, draft: Draft, config: Config, arch: Arch) -> dict[str, np.ndarray]:
-    """The tensors that hold a parameter."""
+def write_plain(request: Request, array: np.ndarray, draft: Draft, config: Config, arch: Arch) -> None:
+    """Put a parameter into the tensors that hold it."""
+    entry = entry_of(request, draft, arch)
+    draft.tensors.update(entry.write(View(draft, config, request.layer), array, *request.shapes))
+
+
+def write_coded(request: Request, weight: Any, draft: Draft, config: Config, arch: Arch) -> None:
+    """Put a coded matrix into the tensors that hold it: rows of bytes go where rows of numbers would.
+
+    So they may be parted and ordered anew, but not their columns; what is read must be what was coded.
+    """
+    storage = getattr(weight, "storage", None)
+    if not isinstance(storage, Coding):
+        raise UserError(f"{draft.where}: {request.place} is coded as no type of GGUF files; choose another recipe")
+    entry, view, (data,) = entry_of(request, draft, arch), View(draft, config, request.layer), weight.parts
+    data = np.asarray(data)
+    pieces = entry.write(view, data, *((*shape[:-1], data.shape[-1]) for shape in request.shapes))
+    draft.tensors.update(pieces)
+    draft.coded.update(dict.fromkeys(pieces, storage.type))
+    if not np.array_equal(entry.read(view), decode_gguf(data, storage.type), equal_nan=True):
+        architecture = draft.metadata["general.architecture"]
+        raise UserError(
+            f"{draft.where}: llama.cpp's {architecture} architecture has the columns of {request.place} in another "
+            f"order, so it cannot be written as {storage.type}; leave it as it is with {request.name}=keep"
+        )
+
+
+def entry_of(request: Request, draft: Draft, arch: Arch) -> Entry:
+    """Where a parameter is kept; UserError if there is no place for it."""
     if request.name not in arch.GGUF_TENSORS:
         architecture = draft.metadata["general.architecture"]
         raise UserError(f"{draft.where}: llama.cpp's {architecture} architecture has no tensor for {request.name}")
-    return arch.GGUF_TENSORS[request.name].write(View(draft, config, request.layer), array, *request.shapes)
+    return arch.GGUF_TENSORS[request.name]
 
 
 def check(draft: Draft, config: Config, arch: Arch) -> None:
@@ -163,7 +214,7 @@ def tensor_table(draft: Draft) -> bytes:
     table, place = b"", 0
     for name in draft.names():
         shape = draft.shape(name)[::-1]
-        numbers = (len(shape), *shape, TYPE_NUMBERS[draft.dtype(name)], place)
+        numbers = (len(shape), *shape, NUMBERS[draft.dtype(name)], place)
         table += text(name) + struct.pack(f"<I{len(shape)}QIQ", *numbers)
         place += draft.nbytes(name)
         place += -place % ALIGNMENT
@@ -172,6 +223,8 @@ def tensor_table(draft: Draft) -> bytes:
 
 def stored(draft: Draft, name: str) -> np.ndarray:
     """A tensor as it lies in the file; UserError if float16 cannot hold it."""
+    if name in draft.coded:
+        return np.ascontiguousarray(draft.tensors[name])
     array = draft.read(name)
     with np.errstate(over="ignore"):
         rounded = np.ascontiguousarray(array, FLOATS[draft.dtype(name)])

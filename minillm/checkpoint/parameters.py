@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import numpy as np
@@ -10,6 +11,7 @@ from ..blocks.params import Shape
 from ..config import Config
 from ..errors import UserError
 from ..model import Model
+from ..quant import Dense, is_weight
 from .loader import stacked
 
 
@@ -21,15 +23,36 @@ class Request:
     layer: int | None
     shapes: tuple[Shape, ...]
 
+    @property
+    def place(self) -> str:
+        """The parameter, for errors."""
+        return self.name if self.layer is None else f"{self.name} of layer {self.layer}"
 
-def parameters(model: Model, config: Config) -> Iterator[tuple[Request, np.ndarray]]:
-    """The arrays of a model, in float32, beside the requests that they answered."""
-    requests = Model.build(config, lambda name, layer, *shapes, init: Request(name, layer, shapes))
-    if jax.tree.structure(requests) != jax.tree.structure(model):
-        raise UserError("the model is not the one that its config describes, in plain floating point")
-    for request, found in zip(jax.tree.leaves(requests), jax.tree.leaves(model), strict=True):
+
+def parameters(model: Model, config: Config) -> Iterator[tuple[Request, Any]]:
+    """What a model is made of beside the requests that it answered: float32 arrays, or weights that are coded."""
+    asked: Any = Model.build(config, lambda name, layer, *shapes, init: Request(name, layer, shapes))
+    requests, leaves = (jax.tree.flatten(one, is_leaf=is_weight) for one in (asked, model))
+    if requests[1] != leaves[1]:
+        raise UserError("the model is not the one that its config describes")
+    pairs: Any = zip(requests[0], leaves[0], strict=True)
+    for asked, found in pairs:
+        request: Any = asked
+        if isinstance(asked, Dense):
+            request, found = asked.array, as_stored(asked, found)
+        if is_weight(found):
+            yield request, found
+            continue
         expected = stacked(request.shapes).shape
         if found.shape != expected:
-            where = request.name if request.layer is None else f"{request.name} of layer {request.layer}"
-            raise UserError(f"the model's {where} has shape {list(found.shape)}, its config says {list(expected)}")
+            raise UserError(
+                f"the model's {request.place} has shape {list(found.shape)}, its config says {list(expected)}"
+            )
         yield request, np.asarray(found).astype(np.float32, copy=False)
+
+
+def as_stored(request: Dense, weight: Any) -> Any:
+    """A weight's array, or a coded weight, in the order of rows and columns that checkpoints have."""
+    if not isinstance(weight, Dense):
+        return weight.T if request.transposed else weight
+    return weight.array if weight.transposed == request.transposed else weight.array.swapaxes(-1, -2)

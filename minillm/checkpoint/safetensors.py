@@ -5,6 +5,7 @@ of the index is held against the shard it points to.
 """
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import ml_dtypes  # noqa: F401  (registers bfloat16 with NumPy, which safetensors looks up by name)
@@ -19,12 +20,13 @@ from .source import Index, missing
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 LONGEST_NAME = 255  # of a tensor or a file
 BYTES = {"F32": 4, "F16": 2, "BF16": 2}
+CODES = BYTES | {"U8": 1, "I8": 1}  # of quantised models
 
 
 class Safetensors:
     """The tensors of a checkpoint folder as a TensorSource."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, dtypes: Mapping[str, int] = BYTES):
         self.where = str(folder)
         self.slices = {}  # lazily read tensors by name
         if (folder / INDEX).is_file():
@@ -34,9 +36,9 @@ class Safetensors:
         else:
             raise UserError(f"{folder}: has neither {SINGLE} nor {INDEX}{pickle_hint(folder)}")
         for name, tensor in self.slices.items():
-            if tensor.get_dtype() not in BYTES:
+            if tensor.get_dtype() not in dtypes:
                 raise UserError(
-                    f"{folder}: tensor {name} has dtype {tensor.get_dtype()}, expected one of {', '.join(BYTES)}"
+                    f"{folder}: tensor {name} has dtype {tensor.get_dtype()}, expected one of {', '.join(dtypes)}"
                 )
 
     def names(self):
@@ -49,10 +51,14 @@ class Safetensors:
         return self._slice(name).get_dtype()
 
     def nbytes(self, name: str) -> int:
-        return math.prod(self.shape(name)) * BYTES[self.dtype(name)]
+        return math.prod(self.shape(name)) * CODES[self.dtype(name)]
 
     def read(self, name: str, index: Index = ()) -> np.ndarray:
-        return np.asarray(self._slice(name)[index or (slice(None),)]).astype(np.float32, copy=False)
+        return self.stored(name, index).astype(np.float32, copy=False)
+
+    def stored(self, name: str, index: Index = ()) -> np.ndarray:
+        """As it stands in the file."""
+        return np.asarray(self._slice(name)[index or (slice(None),)])
 
     def _slice(self, name: str):
         if name not in self.slices:

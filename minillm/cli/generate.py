@@ -12,7 +12,7 @@ import click
 
 from ..errors import UserError
 from ..folders import program_folder
-from .terminal import interactive, leave, printable, status
+from .terminal import interactive, leave, note, printable, status
 
 if TYPE_CHECKING:
     from ..lm import LM, Completion, Stream
@@ -38,7 +38,7 @@ OTHERS = f"{BUNDLED} knows recipes and scripture; for a general model: minillm p
 @click.option("--quant", metavar="RECIPE", help="Weights in few bits: w8a8, int4-g32, q4_k …")
 @click.option("--draft", help="Guess by prompt-lookup, ngram, skip:K or a model.")
 @click.option("--exact", is_flag=True, help="The same tokens to the bit with any --draft.")
-@click.option("--cache", help="Keys and values by int8, sinks:N or h2o:N.")
+@click.option("--cache", help="Memory: int8, fp8, kivi4, kivi2, sinks:N or h2o:N.")
 @click.option("--lossy", is_flag=True, help="Let h2o go with --draft, --exact and --input.")
 @click.option("--input", "source", type=click.Path(path_type=Path), help="Many prompts, as JSON lines.")
 @click.option("--output", "target", type=click.Path(path_type=Path), help="The file for them.")
@@ -160,7 +160,7 @@ def opened(model: str, quant: str | None) -> "LM":
     from ..quant.recipes import summary
 
     lm, changes = lm.quantize(quant)
-    click.echo(click.style(summary(quant, changes), dim=True), err=True)
+    note(summary(quant, changes))
     return lm
 
 

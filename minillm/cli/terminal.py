@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
+import click
+
 
 def interactive() -> bool:
     """Whether both text and notes go to a terminal."""
@@ -27,6 +29,26 @@ def status(line: str) -> Iterator[Callable[[str], None]]:
 
     with Console(stderr=True).status(Text(line, style="dim"), spinner="dots") as spinner:
         yield lambda line: spinner.update(Text(line, style="dim"))
+
+
+def note(line: str) -> None:
+    """A dim line on standard error, above a spinner or a bar if there is one."""
+    # rich stands in for sys.stderr while it draws, which click's echo goes around
+    print(click.style(line, dim=True) if interactive() else line, file=sys.stderr)
+
+
+@contextmanager
+def bar() -> Iterator[Callable[[str, int, int], None]]:
+    """A progress bar if somebody is looking, and how to move it: what is being done, how far, of how much."""
+    if sys.stderr is None or not sys.stderr.isatty():
+        yield lambda doing, done, of: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as shown:
+        task = shown.add_task("", total=None)
+        yield lambda doing, done, of: shown.update(task, description=doing, completed=done, total=of)
 
 
 def leave(code: int) -> NoReturn:

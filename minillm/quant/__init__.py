@@ -20,7 +20,7 @@ import jax
 
 from .dense import Dense
 
-__all__ = ["Dense", "Weight", "stored_for"]
+__all__ = ["Dense", "Weight", "is_weight", "stored_for"]
 
 
 class Weight(Protocol):
@@ -42,12 +42,13 @@ def stored_for(n: int, parts: list) -> list:
 
     If nothing else holds the parts, no more than one matrix is in memory twice.
     """
-
-    def is_weight(node: Any) -> bool:
-        return hasattr(node, "for_rows")
-
     leaves, tree = jax.tree.flatten(parts, is_leaf=is_weight)
     parts.clear()
     for i, leaf in enumerate(leaves):
         leaves[i] = leaf.for_rows(n) if is_weight(leaf) else leaf
     return jax.tree.unflatten(tree, leaves)
+
+
+def is_weight(node: Any) -> bool:
+    """Whether a part of a model is a weight."""
+    return hasattr(node, "for_rows")

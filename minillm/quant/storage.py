@@ -6,7 +6,7 @@ are is said by `ops`; storages only pack them.
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -39,6 +39,7 @@ from ..ops.formats.rounding import divided_ref
 
 Parts = tuple[np.ndarray, ...]
 PER_LARGEST = np.float32(1 / FLOATS["e4m3fn"].max)
+TILE = 128  # as in DeepSeek-V3, arXiv:2412.19437, section 3.3.2
 
 
 class Storage(Protocol):
@@ -72,32 +73,44 @@ class Ints:
         codes = packed_codes(coded.codes, INTS[self.format].bits)
         return (codes, coded.scales) if coded.zeros is None else (codes, coded.scales, coded.zeros)
 
+    def coded(self, parts: tuple[jax.Array, ...]) -> CodedInts:
+        """The codes, one a byte."""
+        codes = unpacked_codes(parts[0], INTS[self.format].bits, signed=not self.affine)
+        return CodedInts(codes, parts[1], parts[2] if self.affine else None)
+
     def decode(self, parts: tuple[jax.Array, ...]) -> jax.Array:
         """As `decode_ints`."""
-        bits = INTS[self.format].bits
-        codes = unpack(parts[0], bits)
-        zeros = parts[2] if self.affine else None
-        return decode_ints(CodedInts(codes if self.affine else sign_extended(codes, bits), parts[1], zeros))
+        return decode_ints(self.coded(parts))
 
 
 @dataclass(frozen=True)
 class Floats:
-    """fp8 e4m3fn with a float32 scale for each row, or one for all."""
+    """fp8 e4m3fn with float32 scales, each for a row, for all, or for a tile of 128 x 128.
 
-    by_row: bool = True
-    multiple: int = 1
+    Every row has its own copy of the scales that it shares.
+    """
+
+    scale: Literal["row", "tensor", "tile"] = "row"
+
+    @property
+    def multiple(self) -> int:
+        """Tiles are whole from left to right; from top to bottom the last ones may be lower."""
+        return TILE if self.scale == "tile" else 1
 
     def encode(self, w: np.ndarray) -> Parts:
-        """Codes, and the scale at which the largest magnitude is the format's, repeated for every row."""
-        axis = -1 if self.by_row else None
-        largest = np.max(np.abs(finite(w)), axis=axis, keepdims=True)
-        scales = np.broadcast_to(largest * PER_LARGEST, (len(w), 1)).astype(np.float32)
-        scaled = divided_ref(w, scales[:, 0])
+        """Codes, and the scales at which the largest magnitude is the format's."""
+        tiles = np.abs(finite(w)).reshape(len(w), -1, TILE if self.scale == "tile" else w.shape[1])
+        height = {"row": 1, "tensor": len(w), "tile": TILE}[self.scale]
+        largest = np.maximum.reduceat(tiles.max(axis=-1), np.arange(0, len(w), height), axis=0)
+        scales = np.repeat(largest * PER_LARGEST, height, axis=0)[: len(w)]
+        scaled = divided_ref(w.reshape(tiles.shape), scales).reshape(w.shape)
         return encode_float_ref(scaled, "e4m3fn", saturate=True).astype(np.uint8), scales
 
     def decode(self, parts: tuple[jax.Array, ...]) -> jax.Array:
         """Numbers times their scale."""
-        return decode_float(parts[0], "e4m3fn") * parts[1]
+        codes, scales = parts
+        tiles = decode_float(codes, "e4m3fn").reshape(*scales.shape, -1)
+        return (tiles * scales[..., None]).reshape(codes.shape)
 
 
 @dataclass(frozen=True)
@@ -125,12 +138,15 @@ class Blocks:
             parts if coded.tensor_scale is None else (*parts, np.full((len(w), 1), coded.tensor_scale, np.float32))
         )
 
+    def coded(self, parts: tuple[jax.Array, ...]) -> CodedBlocks:
+        """The elements, one a byte; of NVFP4 the tensor scale of every row."""
+        packed, scales, *tensor_scale = parts
+        elements = unpacked_codes(packed, self.bits, signed=BLOCKS[self.format].element_format is None)
+        return CodedBlocks(elements, scales, *tensor_scale)
+
     def decode(self, parts: tuple[jax.Array, ...]) -> jax.Array:
         """As `decode_blocks`."""
-        packed, scales, *tensor_scale = parts
-        elements = unpack(packed, self.bits)
-        elements = elements if BLOCKS[self.format].element_format else sign_extended(elements, 8)
-        return decode_blocks(CodedBlocks(elements, scales, *tensor_scale), self.format)
+        return decode_blocks(self.coded(parts), self.format)
 
 
 @dataclass(frozen=True)
@@ -146,7 +162,7 @@ class NF4:
 
     def decode(self, parts: tuple[jax.Array, ...]) -> jax.Array:
         """As `decode_nf4`."""
-        return decode_nf4(CodedNF4(unpack(parts[0], 4), parts[1]))
+        return decode_nf4(CodedNF4(unpacked_codes(parts[0], 4), parts[1]))
 
 
 @dataclass(frozen=True)
@@ -171,7 +187,15 @@ class GGUF:
 
 def packed_codes(codes: np.ndarray, bits: int) -> np.ndarray:
     """Codes in bytes; negative ones by their lowest bits."""
-    return np.asarray(pack(jnp.asarray(codes.view(np.uint8)), bits))
+    return codes if bits == 8 else np.asarray(pack(jnp.asarray(codes.view(np.uint8)), bits))
+
+
+def unpacked_codes(data: jax.Array, bits: int, signed: bool = False) -> jax.Array:
+    """Codes one a byte: uint8, or int8 if some of them may be negative."""
+    if bits == 8:
+        return data
+    codes = unpack(data, bits)
+    return sign_extended(codes, bits) if signed else codes
 
 
 def finite(w: np.ndarray) -> np.ndarray:

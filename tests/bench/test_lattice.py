@@ -14,7 +14,7 @@ from bench import lattice
 
 FAMILIES = ("deepseek_v2", "mamba2", "jamba")
 REFUSED = {("deepseek_v2", "sinks")} | {("mamba2", memory) for memory in lattice.MEMORIES if "," in memory}
-REFUSED |= {("mamba2", "sinks")}
+REFUSED |= {("mamba2", "sinks"), ("mamba2", "kivi2")}
 
 
 def pairwise() -> list[tuple[str, lattice.Cell]]:

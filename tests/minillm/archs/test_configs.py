@@ -137,7 +137,7 @@ def test_a_phi3_opened_for_a_context_computes_what_transformers_does_within_it(c
         (lambda: MambaSpec(8, 4, 2, norms=cast(Any, "weights")), "norms is 'weights'"),
         (lambda: MoESpec(4, 8, 5), "top_k is 5, expected at most e = 4"),
         (lambda: Config("toy", 8, 9, 10, (), True, norm=cast(Any, "rmsnorm")), "norm is 'rmsnorm'"),
-        (lambda: StateSpec(1, 8, dtype="int16"), "dtype is int16, expected int8 or a floating-point one"),
+        (lambda: StateSpec(1, 8, dtype="int16"), "dtype is int16, expected int8, fp8 or a floating-point one"),
     ],
 )
 def test_a_description_that_cannot_be_meant_is_refused_when_it_is_made(make, message):

@@ -18,16 +18,22 @@ def opened(family, folder):
 @pytest.mark.parametrize(
     ("family", "options", "message"),
     [
-        ("llama", {"cache": "int4"}, "cache is 'int4', expected int8, sinks:TOKENS or h2o:TOKENS, with 20 tokens"),
+        (
+            "llama",
+            {"cache": "int4"},
+            "cache is 'int4', expected int8, fp8, kivi4, kivi2, sinks:TOKENS or h2o:TOKENS, with 20 tokens",
+        ),
         ("llama", {"cache": "sinks"}, "cache is 'sinks', expected int8"),
-        ("llama", {"cache": 8}, "cache is 8, expected int8, sinks:TOKENS or h2o:TOKENS"),
+        ("llama", {"cache": 8}, "cache is 8, expected int8, fp8, kivi4, kivi2"),
         ("llama", {"draft": 8}, "draft is 8, expected a name or something with a method draft"),
         ("llama", {"draft": "skip:" + "9" * 5000}, "expected skip:K, K layers to leave out"),
         ("llama", {"cache": "sinks:19"}, "with 20 tokens or more"),
         ("llama", {"cache": "h2o:-20"}, "cache is 'h2o:-20'"),
         ("llama", {"cache": "h2o:20", "draft": "ngram"}, "what h2o forgets changes with drafts and batches"),
         ("llama", {"cache": "h2o:20", "exact": True}, "what h2o forgets changes with drafts and batches"),
+        ("llama", {"cache": "kivi8"}, "cache is 'kivi8', expected int8"),
         ("mamba", {"cache": "int8"}, "cache is 'int8', expected none: it would change nothing in this model"),
+        ("mistral", {"cache": "kivi2"}, "cache is 'kivi2', expected none: it would change nothing in this model"),
         ("deepseek_v2", {"cache": "sinks:20"}, "heads share one latent a token; use int8"),
     ],
 )
@@ -71,7 +77,15 @@ def test_a_memory_that_holds_the_whole_text_says_what_the_plain_one_does(tmp_pat
 
 
 @pytest.mark.usefixtures("quick_programs")
-def test_drafts_change_nothing_in_eight_bits(tmp_path):
+@pytest.mark.parametrize("cache", ["int8", "kivi2", pytest.param("fp8", marks=pytest.mark.slow)])
+def test_drafts_change_nothing_in_few_bits(cache, tmp_path):
+    lm, prompt = opened("llama", tmp_path), PROMPT * 10
+    options = {"max_tokens": 16, "temperature": 1.0, "seed": 3, "cache": cache, "exact": True}
+    assert lm.generate(prompt, draft="ngram", **options).tokens == lm.generate(prompt, **options).tokens
+
+
+@pytest.mark.usefixtures("quick_programs")
+def test_few_bits_for_older_tokens_take_the_place_of_pages(tmp_path):
     lm = opened("llama", tmp_path)
-    options = {"max_tokens": 16, "temperature": 1.0, "seed": 3, "cache": "int8", "exact": True}
-    assert lm.generate(PROMPT, draft="ngram", **options).tokens == lm.generate(PROMPT, **options).tokens
+    with pytest.raises(UserError, match="n_pages is 8, expected none: this memory has no pages"):
+        Engine(lm, cache="kivi4", n_pages=8)
