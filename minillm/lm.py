@@ -11,10 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from .archs import Arch, find_hf
+from .blocks.params import stacked
 from .cache import StateSpec
 from .cache.spec import PLAIN, spec_named
 from .chat import Message
-from .checkpoint.loader import open_checkpoint, stacked
+from .checkpoint.loader import open_checkpoint
 from .checkpoint.pull import MODELS, pulled
 from .config import Config, Fields, shown
 from .errors import UserError
@@ -23,7 +24,8 @@ from .generate import Plan, bucket
 from .model import Model
 from .output import Output
 from .quant import stored_for
-from .quant.recipes import Change, Progress, quantised
+from .quant.quantised import Change, Find, Progress, quantised, rounded
+from .quant.rules import Rule, read_rules
 from .sampling import is_count, new_sampler, require
 from .span import Span
 from .stream import Completion, Stream
@@ -77,24 +79,30 @@ class LM:
         folder: str | Path | None = None,
         progress: Progress = lambda *_: None,
     ) -> "tuple[LM, list[Change]]":
-        """The same model with its matrices in few bits, and what became of each; recipes as in `quant.recipes`.
+        """The same model with its matrices in few bits, and what became of each.
 
-        METHOD:RECIPE, as in `compress.methods`, looks at what goes through the matrices while the model reads texts
-        (those of `minillm.texts` unless given). In a folder it keeps what is done, and a killed run goes on there.
-        progress is told what is being done, how many steps of it are, and of how many.
+        recipe is one of `quant.recipes`, or several by `quant.rules`. METHOD:RECIPE, as in `compress.methods`,
+        looks at what goes through the matrices while the model reads texts (those of `minillm.texts` unless
+        given). In a folder it keeps what is done, and a killed run goes on there. progress is told what is being
+        done, how many steps of it are, and of how many.
 
         UserError if the recipe is none, or names a matrix that cannot be stored so because a number in it is none.
         """
-        from .compress.methods import Calibrated, inputs_of, method_of
+        from .compress.methods import Calibrated, check_methods, inputs_of
 
-        method, recipe = method_of(recipe)
-        if method is None:
-            require(texts is None and folder is None, "recipe", recipe, "METHOD:RECIPE with texts or a folder")
-            model, changes = quantised(self.model, recipe, progress=progress)
-        else:
-            folder = None if folder is None else Path(folder)
+        rules, inputs = read_rules(recipe), {}
+        check_methods(rules)
+        folder = None if folder is None else Path(folder)
+        if any(rule.method for rule in rules):
             inputs = inputs_of(self.model, self.tokenizer, texts, self.config.context, folder, progress)
-            model, changes = quantised(self.model, recipe, Calibrated(method, inputs, folder), progress)
+        else:
+            require(texts is None and folder is None, "recipe", recipe, "METHOD:RECIPE with texts or a folder")
+
+        def find(rule: Rule) -> Find:
+            """How the matrices of a rule are rounded."""
+            return Calibrated(rule.method, inputs, folder) if rule.method else rounded
+
+        model, changes = quantised(self.model, rules, find, progress)
         weights: Future[Model] = Future()
         weights.set_result(model)
         return LM(self.config, self.tokenizer, jax.eval_shape(lambda: model), weights), changes

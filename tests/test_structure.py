@@ -14,8 +14,8 @@ PACKAGE = ROOT / "minillm"
 # From the bottom up; a module imports from its own row or rows above it.
 LAYERS = """
     errors
-    folders
-    xla
+    folders texts
+    xla lessons
     ops config trace
     span rope
     cache quant
@@ -97,9 +97,9 @@ def test_the_core_path_does_not_know_the_features():
 def test_generation_works_with_every_feature_module_deleted(tmp_path):
     shutil.copytree(PACKAGE, tmp_path / "minillm", ignore=shutil.ignore_patterns("__pycache__"))
     features = """
-        laws.py cache/paged.py cache/int8.py cache/sinks.py cache/h2o.py cache/pool.py cache/prefix.py speculative
-        checkpoint cli lm.py stream.py output.py engine.py runner.py request.py batch.py train.py tokenizer.py
-        chat.py stops.py
+        laws.py cache/paged.py cache/coded.py cache/kivi.py cache/sinks.py cache/h2o.py cache/pool.py
+        cache/prefix.py speculative checkpoint cli lm.py stream.py output.py engine.py runner.py request.py batch.py
+        train.py tokenizer.py chat.py stops.py
     """.split()
     for name in features:
         target = tmp_path / "minillm" / name

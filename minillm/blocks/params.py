@@ -25,6 +25,11 @@ Init = Callable[[np.random.Generator, Shape], np.ndarray]
 Get = Callable[..., Any]
 
 
+def stacked(shapes: tuple[Shape, ...]) -> jax.ShapeDtypeStruct:
+    """The float32 shape of tensors below one another."""
+    return jax.ShapeDtypeStruct((sum(shape[0] for shape in shapes), *shapes[0][1:]), np.float32)
+
+
 class Linear(Protocol):
     """x [..., in] @ self -> [..., out]: a `Weight`, or one with a bias."""
 

@@ -13,19 +13,19 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import jax
-import numpy as np
 
 from .. import archs
 from ..archs import Arch
 from ..archs.tensors import Entry, Stack, View
-from ..blocks.params import Shape
+from ..blocks.params import Shape, stacked
 from ..config import Config, Fields
 from ..errors import UserError
 from ..model import Model
 from ..tokenizer import Tokenizer
 from .gguf import GGUF
 from .jsonfile import read_json
-from .safetensors import Safetensors
+from .quantised_folder import QuantisedFolder, own_weights
+from .safetensors import CODES, Safetensors
 from .source import TensorSource
 from .vocabulary import tokenizer_from_folder, tokenizer_from_gguf
 
@@ -101,12 +101,9 @@ def described(entry: Entry, view: View) -> str:
     return f"tensor {first}{more} has shape {list(view.source.shape(first))}"
 
 
-def stacked(shapes: tuple[Shape, ...]) -> jax.ShapeDtypeStruct:
-    """The float32 shape of tensors below one another."""
-    return jax.ShapeDtypeStruct((sum(shape[0] for shape in shapes), *shapes[0][1:]), np.float32)
-
-
-def open_checkpoint(path: str | Path, context: int | None = None, arch: Arch | None = None) -> Checkpoint:
+def open_checkpoint(
+    path: str | Path, context: int | None = None, arch: Arch | None = None
+) -> Checkpoint | QuantisedFolder:
     """Open a `.gguf` file, or a folder with `config.json` and safetensors; UserError says what is wrong.
 
     context is the longest sequence wanted, by default what the model was made for; arch is the architecture to
@@ -120,14 +117,17 @@ def open_checkpoint(path: str | Path, context: int | None = None, arch: Arch | N
     raise UserError(f"{path}: no such file or folder")
 
 
-def from_folder(folder: Path, context: int | None, arch: Arch | None) -> Checkpoint:
-    """A Hugging Face checkpoint folder."""
+def from_folder(folder: Path, context: int | None, arch: Arch | None) -> Checkpoint | QuantisedFolder:
+    """A Hugging Face checkpoint folder, or one that was quantised here."""
     where = str(folder / "config.json")
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder}: has no config.json, expected a Hugging Face checkpoint folder")
     values = read_json(folder / "config.json")
     arch = arch or archs.find_hf(values.get("model_type"), f"{where}: model_type")
+    weights = own_weights(values)
     config = arch.config_from_hf(Fields(values, where, context))
+    if weights is not None:
+        return QuantisedFolder(Safetensors(folder, CODES), config, arch, weights)
     return Checkpoint(Safetensors(folder), config, arch, arch.HF_TENSORS)
 
 

@@ -7,12 +7,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from ..blocks.params import Shape
+from ..blocks.params import Shape, stacked
 from ..config import Config
 from ..errors import UserError
 from ..model import Model
 from ..quant import Dense, is_weight
-from .loader import stacked
 
 
 @dataclass(frozen=True)

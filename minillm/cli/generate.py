@@ -157,7 +157,7 @@ def opened(model: str, quant: str | None) -> "LM":
     lm = load(model)
     if quant is None:
         return lm
-    from ..quant.recipes import summary
+    from ..quant.quantised import summary
 
     lm, changes = lm.quantize(quant)
     note(summary(quant, changes))

@@ -1,8 +1,8 @@
 """Calibrated quantisation: rounding a model's matrices with their inputs in view, by name.
 
     gptq:RECIPE     integers: columns make up for each other's errors
-    awq:RECIPE      all but w8a8: columns that meet large inputs are made larger before they are rounded
-    smooth:w8a8     large inputs are made smaller, and their columns larger
+    awq:RECIPE      of weights alone: columns that meet large inputs are made larger before they are rounded
+    smooth:RECIPE   that rounds x too, as w8a8: large inputs are made smaller, and their columns larger
     imatrix:RECIPE  integers, and GGUF types with a search for scales: errors count as much as inputs are large
 
 RECIPE is one of `quant.recipes`, and what is found is stored as it says; awq and smooth add a factor an input.
@@ -18,11 +18,9 @@ import numpy as np
 
 from ..errors import UserError
 from ..model import Model
-from ..ops import encode_ints_ref
-from ..quant.coded import Coded
-from ..quant.int8 import Int8
-from ..quant.recipes import Progress, storage_named
-from ..quant.scaled import Scaled
+from ..quant.quantised import Progress
+from ..quant.recipes import Recipe
+from ..quant.rules import KEEP, Rule
 from ..quant.storage import GGUF, Ints, Parts, Storage
 from ..texts import calibration
 from ..tokenizer import Tokenizer
@@ -43,10 +41,10 @@ class Found(NamedTuple):
 
 
 class Method(NamedTuple):
-    """find(w f32 [rows, columns], inputs, storage); which storages it takes (None: w8a8), and that in words."""
+    """find(w f32 [rows, columns], inputs, storage); which recipes it takes, and that in words."""
 
     find: Callable[[np.ndarray, Inputs, Any], Found]
-    takes: Callable[[Storage | None], bool]
+    takes: Callable[[Recipe], bool]
     wants: str
 
 
@@ -60,10 +58,10 @@ def by_awq(w: np.ndarray, inputs: Inputs, storage: Storage) -> Found:
     return Found(*awq_factors(w, inputs, storage))
 
 
-def by_smooth(w: np.ndarray, inputs: Inputs, storage: None) -> Found:
+def by_smooth(w: np.ndarray, inputs: Inputs, storage: Storage) -> Found:
     """Xiao et al., arXiv:2211.10438."""
     s = smooth_factors(w, inputs)
-    return Found(nearest(w * s, storage), 1 / s)
+    return Found(storage.encode(w * s), 1 / s)
 
 
 def by_importance(w: np.ndarray, inputs: Inputs, storage: Ints | GGUF) -> Found:
@@ -71,36 +69,33 @@ def by_importance(w: np.ndarray, inputs: Inputs, storage: Ints | GGUF) -> Found:
     return Found(weighed(w, np.diag(inputs.gram), storage))
 
 
-def nearest(w: np.ndarray, storage: Storage | None) -> Parts:
-    """The parts of a matrix without calibration."""
-    if storage:
-        return storage.encode(w)
-    codes, scales, _ = encode_ints_ref(w, "int8")
-    return codes, scales[:, 0]
-
-
 METHODS = {
-    "gptq": Method(by_gptq, lambda storage: isinstance(storage, Ints), "integers, such as int4-g32"),
-    "awq": Method(by_awq, lambda storage: storage is not None, "any recipe but w8a8, which smooth is for"),
-    "smooth": Method(by_smooth, lambda storage: storage is None, "w8a8"),
-    "imatrix": Method(by_importance, weighs, "integers, or a GGUF type with a search: q2_k … q6_k, iq4_nl, iq4_xs"),
+    "gptq": Method(by_gptq, lambda recipe: isinstance(recipe.storage, Ints), "integers, such as int4-g32"),
+    "awq": Method(by_awq, lambda recipe: recipe.product is None, "a recipe that leaves x as it is"),
+    "smooth": Method(by_smooth, lambda recipe: recipe.product is not None, "one that rounds x too, such as w8a8"),
+    "imatrix": Method(
+        by_importance,
+        lambda recipe: weighs(recipe.storage),
+        "integers, or a GGUF type with a search: q2_k … q6_k, iq4_nl, iq4_xs",
+    ),
 }
 
 
-def method_of(recipe: str) -> tuple[str | None, str]:
-    """Of METHOD:RECIPE both, and of a plain recipe None and itself; UserError if they do not fit each other."""
-    name, colon, plain = recipe.rpartition(":")
-    if not colon:
-        return None, recipe
-    if name not in METHODS:
-        raise UserError(f"recipe is {recipe!r}, expected one of {', '.join(METHODS)} before the colon")
-    if not METHODS[name].takes(None if plain == "w8a8" else storage_named(plain)):
-        raise UserError(f"recipe is {recipe!r}, expected after {name}: {METHODS[name].wants}")
-    return name, plain
+def check_methods(rules: Sequence[Rule]) -> None:
+    """UserError for a method that is none, or that does not take its recipe."""
+    for rule in rules:
+        if rule.method is None:
+            continue
+        if rule.method not in METHODS:
+            raise UserError(f"method is {rule.method!r}, expected one of {', '.join(METHODS)} before the colon")
+        method = METHODS[rule.method]
+        if rule.recipe is None or not method.takes(rule.recipe):
+            name = KEEP if rule.recipe is None else rule.recipe.name
+            raise UserError(f"{rule.method} is asked for {name}, expected {method.wants}")
 
 
 class Calibrated:
-    """How matrices become weights by a method; called in the place of `quant.recipes.rounded`.
+    """How matrices are rounded by a method; stands in for `quant.quantised.rounded`.
 
     With a folder, what an earlier run has found for a matrix is read from there.
     """
@@ -109,27 +104,24 @@ class Calibrated:
         self.method, self.inputs, self.folder = method, inputs, folder
 
     def __call__(
-        self, place: str, matrix: np.ndarray, storage: Storage | None, rowwise: bool
-    ) -> tuple[Any, str | None]:
-        """The weight of a matrix [rows, columns] or of e of them, and what of it the method was not used for.
+        self, place: str, matrix: np.ndarray, recipe: Recipe
+    ) -> tuple[tuple[np.ndarray, ...], np.ndarray | None, str | None]:
+        """Parts and factors of a matrix [rows, columns] or of e of them, and what the method was not used for.
 
         ValueError if the storage cannot hold it, UserError if there is no working with its inputs.
         """
-        stack = matrix.reshape(-1, *matrix.shape[-2:])
+        stack, storage = matrix.reshape(-1, *matrix.shape[-2:]), recipe.storage
         inputs = self.inputs_at(place, len(stack))
         given = vars(self.inputs[place]).values() if place in self.inputs else ()
         arrays = kept(
             self.folder,
             place,
             lambda: digest([self.method, storage], [matrix, *given]),
-            lambda: self.found(place, stack, inputs, storage),
+            lambda: self.found(place, stack, inputs, recipe),
         )
-        arrays = {name: jax.device_put(a.reshape(*matrix.shape[:-2], *a.shape[1:])) for name, a in arrays.items()}
+        arrays = {name: a.reshape(*matrix.shape[:-2], *a.shape[1:]) for name, a in arrays.items()}
         factors = arrays.pop("factors", None)
-        parts = tuple(arrays[name] for name in sorted(arrays))
-        weight = Int8(*parts) if storage is None else Coded(parts, storage, matrix.shape[-1], transposed=True)
-        weight = weight if factors is None else Scaled(weight, factors)
-        return weight.T if rowwise else weight, without_inputs(inputs)
+        return tuple(arrays[name] for name in sorted(arrays)), factors, without_inputs(inputs)
 
     def inputs_at(self, place: str, count: int) -> list[Inputs | None]:
         """Those of `count` matrices, None if it multiplied nothing but zeros; UserError if one is not finite."""
@@ -142,12 +134,14 @@ class Calibrated:
         each = [Inputs(*one) for one in zip(*figures, strict=True)] if every.n.ndim else [every]
         return [one if np.any(one.gram) else None for one in each]
 
-    def found(self, place: str, stack: np.ndarray, inputs: Sequence[Inputs | None], storage: Any) -> Arrays:
+    def found(self, place: str, stack: np.ndarray, inputs: Sequence[Inputs | None], recipe: Recipe) -> Arrays:
         """Parts by their number, and factors if there are any, with an axis for the matrices of a stack."""
-        each = []
+        method, storage, each = METHODS[self.method], recipe.storage, []
+        if not method.takes(recipe):
+            inputs = [None] * len(stack)  # a narrower recipe, which the rows need
         for w, given in zip(stack, inputs, strict=True):
             try:
-                each.append(METHODS[self.method].find(w, given, storage) if given else Found(nearest(w, storage)))
+                each.append(method.find(w, given, storage) if given else Found(storage.encode(w)))
             except np.linalg.LinAlgError:
                 raise UserError(f"{place}: {SINGULAR}") from None
         arrays = {str(i): np.stack(part) for i, part in enumerate(zip(*(one.parts for one in each), strict=True))}
@@ -163,7 +157,7 @@ def without_inputs(inputs: Sequence[Inputs | None]) -> str | None:
     if not idle:
         return None
     which = "it" if len(inputs) == 1 else f"{len(idle)} of its {len(inputs)} matrices ({', '.join(idle)})"
-    return f"the text brought {which} no inputs"
+    return f"rounded to nearest, as the text brought {which} no inputs"
 
 
 def inputs_of(

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from minillm.compress.calibration import Inputs
 from minillm.compress.factors import awq_factors, smooth_factors
-from minillm.quant.recipes import storage_named
+from minillm.quant.recipes import recipe_named
+from minillm.quant.scaled import Scaled
 
 ROWS, COLUMNS = 6, 256
 seeds = st.integers(0, 9999)
@@ -33,7 +34,7 @@ def decoded(storage, parts) -> np.ndarray:
 @settings(max_examples=2)
 def test_awq_never_loses_more_than_rounding_to_nearest_on_what_it_has_seen(recipe, seed, outlier):
     w, x, inputs = drawn(seed, outlier)
-    storage = storage_named(recipe)
+    storage = recipe_named(recipe).storage
     parts, back = awq_factors(w, inputs, storage)
     found, plain = (e @ x.T for e in (w - decoded(storage, parts) * back, w - decoded(storage, storage.encode(w))))
     assert np.sum(found**2) <= np.sum(plain**2) * (1 + 1e-4)
@@ -41,7 +42,7 @@ def test_awq_never_loses_more_than_rounding_to_nearest_on_what_it_has_seen(recip
 
 def test_awq_halves_the_error_where_few_inputs_are_large():
     w, x, inputs = drawn(0, outlier=30)
-    storage = storage_named("int4-g32")
+    storage = recipe_named("int4-g32").storage
     parts, back = awq_factors(w, inputs, storage)
     awq, plain = (
         x @ (matrix - w).T for matrix in (decoded(storage, parts) * back, decoded(storage, storage.encode(w)))
@@ -68,11 +69,9 @@ def test_columns_and_inputs_of_zeros_are_left_alone_by_smooth():
 
 
 def test_smooth_beats_plain_bytes_where_few_inputs_are_large():
-    from minillm.compress.methods import Calibrated
-    from minillm.quant.recipes import rounded
-
     w, x, inputs = drawn(0, outlier=100)
-    smooth, _ = Calibrated("smooth", {"here": inputs})("here", w, None, False)
-    plain, _ = rounded("here", w, None, False)
+    recipe, s = recipe_named("w8a8"), smooth_factors(w, inputs)
+    smooth = Scaled(recipe.weight(recipe.storage.encode(w * s), COLUMNS, True), jnp.asarray(1 / s))
+    plain = recipe.weight(recipe.storage.encode(w), COLUMNS, True)
     errors = [np.mean((jnp.asarray(x) @ weight - x @ w.T) ** 2) for weight in (smooth, plain)]
     assert errors[0] < 0.2 * errors[1]

@@ -5,7 +5,7 @@ import pytest
 
 from minillm.compress import importance
 from minillm.compress.importance import searched, weighed, weighs
-from minillm.quant.recipes import STORAGES, storage_named
+from minillm.quant.recipes import STORAGES, recipe_named
 from minillm.quant.storage import GGUF, Ints
 
 WEIGH = ["int4", "int4-g32-affine", "ternary-g64", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "iq4_nl", "iq4_xs"]
@@ -23,7 +23,7 @@ def decoded(storage, parts) -> np.ndarray:
 @pytest.mark.parametrize("recipe", WEIGH)
 def test_weighed_errors_are_less_than_without_weighing(recipe):
     w, squares = drawn()
-    storage = storage_named(recipe)
+    storage = recipe_named(recipe).storage
     assert weighs(storage)
     with_, without = (
         np.sum(squares * (decoded(storage, parts) - w) ** 2)

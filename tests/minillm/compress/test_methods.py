@@ -13,8 +13,9 @@ from minillm.compress.calibration import Inputs, calibrated, windows
 from minillm.compress.methods import METHODS, Calibrated, inputs_of
 from minillm.errors import UserError
 from minillm.lm import score
-from minillm.quant.recipes import quantised, rounded, storage_named, summary
-from minillm.quant.scaled import Scaled
+from minillm.quant.quantised import quantised, rounded, summary
+from minillm.quant.recipes import recipe_named
+from minillm.quant.rules import read_rules
 from minillm.texts import calibration, evaluation
 
 TEXTS = calibration()[:16]
@@ -45,6 +46,11 @@ def same(one, other) -> bool:
     return jax.tree.structure(one) == jax.tree.structure(other) and all(map(np.array_equal, leaves, others))
 
 
+def by(model, recipe: str, calibrated: Calibrated):
+    """A model quantised by one method."""
+    return quantised(model, read_rules(recipe), lambda rule: calibrated)
+
+
 def divergence(lm, model, texts: int = 10) -> float:
     """Mean Kullback-Leibler divergence of a model's predictions from lm's, on texts other than for calibration."""
     total, batches = 0.0, windows(lm.tokenizer, evaluation()[:texts], lm.config.context)
@@ -57,9 +63,9 @@ def divergence(lm, model, texts: int = 10) -> float:
 
 @pytest.mark.parametrize("recipe", ["int4-g32", "int4"])
 def test_every_method_for_integers_keeps_a_model_nearer_to_itself_than_rounding_to_nearest(lm, inputs, recipe):
-    plain = divergence(lm, quantised(lm.model, recipe)[0])
+    plain = divergence(lm, quantised(lm.model, read_rules(recipe))[0])
     for name in ("gptq", "awq", "imatrix"):
-        assert divergence(lm, quantised(lm.model, recipe, Calibrated(name, inputs))[0]) < plain, name
+        assert divergence(lm, by(lm.model, recipe, Calibrated(name, inputs))[0]) < plain, name
 
 
 @pytest.mark.slow
@@ -112,21 +118,21 @@ def test_nothing_of_another_run_is_taken_from_a_folder(lm, inputs, tmp_path):
     kept, fresh = Calibrated("gptq", inputs, tmp_path), Calibrated("gptq", inputs)
     others = {place: dataclasses.replace(inputs[place], gram=2 * inputs[place].gram)}
     for matrix, recipe in itertools.product((w, 2 * w), ("int4", "int4-g32")):
-        storage = storage_named(recipe)
-        assert same(kept(place, matrix, storage, False), fresh(place, matrix, storage, False))
-    Calibrated("imatrix", inputs, tmp_path)(place, w, storage_named("int4"), False)
-    Calibrated("gptq", others, tmp_path)(place, w, storage_named("int4"), False)
+        one = recipe_named(recipe)
+        assert same(kept(place, matrix, one), fresh(place, matrix, one))
+    Calibrated("imatrix", inputs, tmp_path)(place, w, recipe_named("int4"))
+    Calibrated("gptq", others, tmp_path)(place, w, recipe_named("int4"))
     assert len(list(tmp_path.iterdir())) == 6
 
 
 def test_a_matrix_without_inputs_is_rounded_to_nearest_and_said_to_be(lm, inputs):
     place = "blocks[0].qkv"
     some = {name: one for name, one in inputs.items() if name != place}
-    model, changes = quantised(lm.model, "int4-g32", Calibrated("gptq", some))
-    plain, _ = quantised(lm.model, "int4-g32")
+    model, changes = by(lm.model, "int4-g32", Calibrated("gptq", some))
+    plain, _ = quantised(lm.model, read_rules("int4-g32"))
     assert [c.place for c in changes if c.remark] == [place]
-    assert [c.remark for c in changes if c.remark] == ["the text brought it no inputs"]
-    said = "; 1 are at least in part rounded to nearest, blocks[0].qkv as the text brought it no inputs"
+    assert [c.remark for c in changes if c.remark] == ["rounded to nearest, as the text brought it no inputs"]
+    said = "; 1 of 13 matrices otherwise, blocks[0].qkv: rounded to nearest, as the text brought it no inputs"
     assert summary("gptq:int4-g32", changes).endswith(said)
     assert same(model.blocks[0].qkv, plain.blocks[0].qkv)
     assert not same(model.blocks[0].out, plain.blocks[0].out)
@@ -138,25 +144,23 @@ def test_experts_that_saw_no_rows_are_rounded_to_nearest_and_named():
     idle = Inputs(*(np.zeros_like(figure) for figure in vars(counted(x[1])).values()))
     inputs = {"up": stacked(counted(x[0]), idle, counted(x[2]))}
     for name in ("gptq", "awq", "smooth"):
-        storage = None if name == "smooth" else storage_named("int4")
-        weight, remark = Calibrated(name, inputs)("up", stack, storage, False)
-        nearest, _ = rounded("up", stack, storage, False)
-        assert remark == "the text brought 1 of its 3 matrices (1) no inputs"
-        different = [
-            not np.array_equal(one, other) for one, other in zip(weight.dense(), nearest.dense(), strict=True)
-        ]
+        recipe = recipe_named("w8a8" if name == "smooth" else "int4")
+        parts, factors, remark = Calibrated(name, inputs)("up", stack, recipe)
+        nearest, _, _ = rounded("up", stack, recipe)
+        assert remark == "rounded to nearest, as the text brought 1 of its 3 matrices (1) no inputs"
+        different = [not np.array_equal(one, other) for one, other in zip(parts[0], nearest[0], strict=True)]
         assert different == [True, False, True]
-        assert isinstance(weight, Scaled) == (name != "gptq")
+        assert (factors is not None) == (name != "gptq")
 
 
 def test_experts_are_calibrated_each_with_its_own_inputs():
     rng = np.random.default_rng(0)
     stack, x = rng.normal(size=(2, 4, 32)).astype(np.float32), rng.normal(size=(2, 50, 32)).astype(np.float32)
     x[0, :, :3] *= 20
-    weight, _ = Calibrated("awq", {"up": stacked(*map(counted, x))})("up", stack, storage_named("int4"), False)
+    both = Calibrated("awq", {"up": stacked(*map(counted, x))})("up", stack, recipe_named("int4"))
     for e in range(2):
-        alone, _ = Calibrated("awq", {"up": counted(x[e])})("up", stack[e], storage_named("int4"), False)
-        assert np.array_equal(weight.dense()[e], alone.dense())
+        alone = Calibrated("awq", {"up": counted(x[e])})("up", stack[e], recipe_named("int4"))
+        assert same(jax.tree.map(lambda array: array[e], both[:2]), alone[:2])  # noqa: B023
 
 
 @pytest.mark.slow
@@ -166,7 +170,7 @@ def test_matrices_that_never_multiply_as_such_are_named_in_real_families(tmp_pat
     lm = minillm.load(tmp_path)
     tokens = np.random.default_rng(0).integers(0, lm.config.v, (2, 64))
     (inputs,) = calibrated(lm.model, iter([tokens]))
-    _, changes = quantised(lm.model, "int4", Calibrated("gptq", inputs))
+    _, changes = by(lm.model, "int4", Calibrated("gptq", inputs))
     assert [c.place for c in changes if c.remark] == ["embed", "blocks[0].kv_b", "blocks[2].kv_b"]
 
 
@@ -176,26 +180,25 @@ def test_inputs_that_are_not_finite_are_reported_by_place(figure):
     inputs = counted(x)
     getattr(inputs, figure).flat[0] = np.inf
     with pytest.raises(UserError, match=r"blocks\[3\].up: its inputs hold NaN or infinity"):
-        Calibrated("awq", {"blocks[3].up": inputs})("blocks[3].up", x, storage_named("int4"), False)
+        Calibrated("awq", {"blocks[3].up": inputs})("blocks[3].up", x, recipe_named("int4"))
 
 
 def test_second_moments_that_are_none_are_reported_by_place():
     inputs = dataclasses.replace(counted(np.ones((4, 2), np.float32)), gram=np.array([[1, 5], [5, 1]], np.float32))
     with pytest.raises(UserError, match="down: the second moments of its inputs are those of no numbers"):
-        Calibrated("gptq", {"down": inputs})("down", np.ones((4, 2), np.float32), storage_named("int8"), False)
+        Calibrated("gptq", {"down": inputs})("down", np.ones((4, 2), np.float32), recipe_named("int8"))
 
 
 @pytest.mark.parametrize(
     ("recipe", "message"),
     [
-        ("gtpq:int4", "recipe is 'gtpq:int4', expected one of gptq, awq, smooth, imatrix before the colon"),
-        (":int4", "expected one of gptq, awq, smooth, imatrix before the colon"),
-        ("gptq:q4_k", "recipe is 'gptq:q4_k', expected after gptq: integers"),
-        ("gptq:w8a8", "expected after gptq: integers"),
-        ("awq:w8a8", "expected after awq: any recipe but w8a8"),
-        ("smooth:int4", "expected after smooth: w8a8"),
-        ("imatrix:q8_0", "expected after imatrix: integers, or a GGUF type with a search"),
-        ("awq:gptq:int4", "expected one of gptq, awq, smooth, imatrix before the colon"),
+        ("gtpq:int4", "method is 'gtpq', expected one of gptq, awq, smooth, imatrix before the colon"),
+        ("gptq:q4_k", "gptq is asked for q4_k, expected integers"),
+        ("awq:w8a8", "awq is asked for w8a8, expected a recipe that leaves x as it is"),
+        ("smooth:int4", "smooth is asked for int4, expected one that rounds x too"),
+        ("imatrix:q8_0", "imatrix is asked for q8_0, expected integers, or a GGUF type with a search"),
+        ("awq:gptq:int4", "recipe is 'gptq:int4', expected one of"),
+        ("int4,embed=awq:keep", "recipe is 'keep', expected one of"),
         ("awq:int5", "recipe is 'int5', expected one of"),
     ],
 )

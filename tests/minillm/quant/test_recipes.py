@@ -4,18 +4,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import minillm
 from minillm import ops
 from minillm.errors import UserError
 from minillm.quant import Dense
 from minillm.quant.coded import Coded
-from minillm.quant.int8 import Int8
-from minillm.quant.recipes import STORAGES, bits_a_weight, quantised, storage_named, summary
-from minillm.quant.storage import GGUF, NF4, Blocks, Floats, Ints
+from minillm.quant.dynamic import Dynamic
+from minillm.quant.recipes import NARROWER, PRODUCTS, STORAGES, recipe_named, weight_like
+from minillm.quant.storage import GGUF, NF4, TILE, Blocks, Floats, Ints
 
 RECIPES = [
     *STORAGES,
@@ -38,7 +36,7 @@ def matrix(*shape: int) -> np.ndarray:
 
 def by_ops(w: np.ndarray, recipe: str) -> np.ndarray:
     """What the definitions in `ops` make of a matrix."""
-    storage = storage_named(recipe)
+    storage = recipe_named(recipe).storage
     if isinstance(storage, GGUF):
         return ops.decode_gguf(ops.encode_gguf(w, storage.type), storage.type)
     if isinstance(storage, Ints):
@@ -49,23 +47,36 @@ def by_ops(w: np.ndarray, recipe: str) -> np.ndarray:
     if isinstance(storage, NF4):
         return ops.decode_nf4_ref(ops.encode_nf4_ref(w)).astype(np.float32)
     assert isinstance(storage, Floats)
-    largest = np.abs(w).max(axis=1, keepdims=True) if storage.by_row else np.abs(w).max()
-    scale = (largest * np.float32(1 / 448)).astype(np.float32)
-    codes = ops.encode_float_ref(w / scale, "e4m3fn", saturate=True)
-    return ops.decode_float_ref(codes, "e4m3fn").astype(np.float32) * scale
+    codes, scales = fp8_by_hand(w, storage)
+    return ops.decode_float_ref(codes, "e4m3fn").astype(np.float32) * np.repeat(
+        scales, w.shape[1] // scales.shape[1], 1
+    )
+
+
+def fp8_by_hand(w: np.ndarray, storage: Floats) -> tuple[np.ndarray, np.ndarray]:
+    """Codes and scales of fp8, tile by tile."""
+    rows, columns = {"row": (1, w.shape[1]), "tensor": w.shape, "tile": (TILE, TILE)}[storage.scale]
+    codes, scales = np.zeros(w.shape, np.uint8), np.zeros((len(w), w.shape[1] // columns), np.float32)
+    for i in range(0, len(w), rows):
+        for j in range(0, w.shape[1], columns):
+            tile = w[i : i + rows, j : j + columns]
+            scale = np.abs(tile).max() * np.float32(1 / 448)
+            codes[i : i + rows, j : j + columns] = ops.encode_float_ref(tile / scale, "e4m3fn", saturate=True)
+            scales[i : i + rows, j // columns] = scale
+    return codes, scales
 
 
 @every_recipe
 def test_a_matrix_is_what_ops_says_it_is_to_the_bit(recipe):
     w = matrix(6, WIDTH)
-    coded = Coded.of(w, storage_named(recipe), transposed=True)
+    coded = Coded.of(w, recipe_named(recipe).storage, transposed=True)
     assert coded.shape == (WIDTH, 6)
     assert np.array_equal(jax.jit(lambda c: c.T.dense())(coded), by_ops(w, recipe))
 
 
 @every_recipe
 def test_products_rows_and_transposes_are_those_of_the_decoded_matrix(recipe):
-    coded = Coded.of(matrix(6, WIDTH), storage_named(recipe), transposed=False)
+    coded = Coded.of(matrix(6, WIDTH), recipe_named(recipe).storage, transposed=False)
     plain, x = Dense(coded.dense()), jnp.asarray(matrix(3, WIDTH))
     assert np.array_equal(x @ coded.T, x @ plain.T)
     assert np.array_equal(x[:, :6] @ coded, x[:, :6] @ plain)
@@ -74,126 +85,86 @@ def test_products_rows_and_transposes_are_those_of_the_decoded_matrix(recipe):
     assert np.all(np.isnan(coded.rows(jnp.asarray([6, -1]))))
 
 
-@pytest.mark.parametrize("recipe", ["int4-g32-affine", "nvfp4", "q4_k", "w8a8"])
+@pytest.mark.parametrize("recipe", ["int4-g32-affine", "nvfp4", "q4_k", "w8a8", "fp8-tile-a8"])
 def test_experts_are_quantised_one_by_one(recipe):
     stack, sizes, x = matrix(3, 5, WIDTH), jnp.asarray([2, 0, 3]), jnp.asarray(matrix(5, WIDTH))
-    if recipe == "w8a8":
-        coded, single = Int8.of(stack), [Int8.of(one) for one in stack]
-    else:
-        storage = storage_named(recipe)
-        coded, single = Coded.of(stack, storage, True), [Coded.of(one, storage, True) for one in stack]
+    one = recipe_named(recipe)
+    parts = [one.storage.encode(w) for w in stack]
+    coded = one.weight(tuple(jnp.stack(part) for part in zip(*parts, strict=True)), WIDTH, True)
+    single = [one.weight(tuple(map(jnp.asarray, part)), WIDTH, True) for part in parts]
     assert coded.shape == (WIDTH, 5)
     expected = np.concatenate([x[:2] @ single[0], x[2:] @ single[2]])
     assert np.allclose(coded.grouped(x, sizes), expected, rtol=1e-6, atol=1e-5)
 
 
-@given(rows=st.integers(1, 5), seed=st.integers(0, 99))
-@settings(max_examples=8)
-def test_a_product_of_bytes_follows_its_recipe_to_the_bit_also_with_a_lone_row(rows, seed):
-    x = np.random.default_rng(seed).normal(size=(rows, 24)).astype(np.float32)
-    weight = Int8.of(matrix(7, 24))
-    a, w = ops.encode_ints_ref(x, "int8"), ops.encode_ints_ref(matrix(7, 24), "int8")
-    expected = ops.int8_matmul_recipe(a.codes, w.codes, a.scales[:, 0], w.scales[:, 0])
-    assert np.array_equal(jax.jit(lambda x, w: x @ w)(jnp.asarray(x), weight), expected)
-    assert np.array_equal(weight.T.rows(jnp.asarray([6, 2])), ops.decode_ints_ref(w)[[6, 2]].astype(np.float32))
-    assert np.array_equal(weight.dense(), ops.decode_ints_ref(w).astype(np.float32).T)
+def product_by_ops(x: np.ndarray, w: np.ndarray, recipe: str) -> np.ndarray:
+    """What the recipes in `ops` make of a product, both sides coded by their definitions."""
+    if recipe in ("w8a8", "w4a8"):
+        a = ops.encode_ints_ref(x, "int8")
+        b = ops.encode_ints_ref(w, recipe.replace("w", "int")[:4], group=32 if recipe == "w4a8" else None)
+        if recipe == "w8a8":
+            return ops.int8_matmul_recipe(a.codes, b.codes, a.scales[:, 0], b.scales[:, 0])
+        return ops.grouped_int_matmul_recipe(a.codes, b.codes, a.scales[:, 0], b.scales)
+    if recipe.startswith("fp8"):
+        storage = recipe_named(recipe).storage
+        assert isinstance(storage, Floats)
+        b, scales = fp8_by_hand(w, storage)
+        rows = x.reshape(-1, TILE) if storage.scale == "tile" else x
+        a, a_scales = fp8_by_hand(rows, Floats("row"))
+        return ops.fp8_matmul_recipe(a.reshape(x.shape), b, a_scales.reshape(len(x), -1), scales)
+    format = {"mxfp8-a8": "mxfp8_e4m3", "mxfp6-a6": "mxfp6_e2m3"}.get(recipe, recipe.partition("-")[0])
+    b = ops.encode_blocks_ref(w, format)
+    if format != "nvfp4":
+        a = ops.encode_blocks_ref(x, format)
+        return ops.mx_matmul_recipe(a.elements, b.elements, a.scales, b.scales, format=format)
+    each = [ops.encode_blocks_ref(row[None], format) for row in x]
+    y = [
+        ops.nvfp4_matmul_recipe(a.elements, b.elements, a.scales, b.scales, a.tensor_scale, b.tensor_scale)
+        for a in each
+    ]
+    return np.concatenate(y)
 
 
-@pytest.fixture(scope="module")
-def lm():
-    return minillm.load("tiny-moe")
+@pytest.mark.parametrize("recipe", PRODUCTS)
+@given(rows=st.integers(1, 4), seed=st.integers(0, 99))
+@settings(max_examples=4)
+def test_products_of_two_coded_sides_follow_their_recipe_to_the_bit(recipe, rows, seed):
+    rng = np.random.default_rng(seed)
+    x, w = (rng.normal(size=(n, WIDTH)).astype(np.float32) for n in (rows, 7))
+    weight = Dynamic.of(w, PRODUCTS[recipe], transposed=True)
+    assert np.array_equal(jax.jit(lambda x, w: x @ w)(x, weight), product_by_ops(x, w, recipe))
+    storage = recipe_named(recipe).storage
+    plain = Coded.of(w, storage, True)
+    assert np.array_equal(weight.dense(), plain.dense())
+    assert np.array_equal(weight.T.rows(jnp.asarray([6, 2])), plain.T.rows(jnp.asarray([6, 2])))
 
 
-TEXT = "Recipe: Tomato Soup\n\nIngredients:\n- 200 g tomato\n- 50 g onion\n\nSteps:\n1. Cut the tomato."
+def test_a_product_with_both_sides_coded_has_one_side_only():
+    weight = Dynamic.of(matrix(7, WIDTH), PRODUCTS["w8a8"], transposed=False)
+    with pytest.raises(ValueError, match="its scales belong to rows"):
+        jnp.ones((2, 7)) @ weight
+    with pytest.raises(ValueError, match=r"x has 3 columns, but the weight is \[256, 7\]"):
+        jnp.ones((2, 3)) @ weight.T
 
 
-def divergence(lm, recipe: str) -> float:
-    """Mean Kullback-Leibler divergence of a quantised model's predictions from the model's own, in nats."""
-    tokens = [lm.tokenizer.encode(TEXT)]
-    p, q = (jax.nn.log_softmax(one.logits(tokens)[0]) for one in (lm, lm.quantize(recipe)[0]))
-    return float(jnp.mean(jnp.sum(jnp.exp(p) * (p - q), axis=-1)))
+@pytest.mark.parametrize("recipe", [*RECIPES, *PRODUCTS])
+def test_parts_have_the_shapes_and_dtypes_that_an_empty_weight_says(recipe):
+    one, w = recipe_named(recipe), matrix(5, WIDTH)
+    found, empty = one.storage.encode(w), weight_like(one, (5,), WIDTH, True, jax.ShapeDtypeStruct)
+    assert [(part.shape, part.dtype) for part in found] == [
+        (leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(empty)
+    ]
 
 
-@pytest.mark.usefixtures("quick_programs")
-def test_fewer_bits_cost_more():
-    lm = minillm.load("tiny-transformer")
-    found = [divergence(lm, recipe) for recipe in ("q8_0", "q6_k", "q5_k", "q4_k", "q3_k", "q2_k")]
-    assert found == sorted(found)
-    assert found[0] < 1e-3 < found[-1]
-    assert divergence(lm, "w8a8") < 2e-3
-
-
-def test_the_report_says_what_each_matrix_takes_and_what_stayed(lm):
-    model, changes = quantised(lm.model, "q4_k")
-    by_place = {change.place: change for change in changes}
-    assert by_place["blocks[1].router"].kept == "stays in every recipe"
-    assert by_place["blocks[1].up"].count == 8
-    assert by_place["embed"].bits == 4.5
-    assert by_place["blocks[0].qkv"].shape == (256, 768)
-    total = sum(leaf.nbytes for change, leaf in zip(changes, weights_of(model), strict=True))
-    assert 8 * total / sum(c.count * c.shape[0] * c.shape[1] for c in changes) == pytest.approx(
-        bits_a_weight(changes)
-    )
-    assert summary("q4_k", changes) == f"q4_k: {bits_a_weight(changes):.2f} bits a weight"
-
-
-def weights_of(model):
-    """All weights of a model, with the bytes that they take."""
-
-    class Bytes:
-        def __init__(self, weight):
-            self.nbytes = sum(leaf.nbytes for leaf in jax.tree.leaves(weight))
-
-    leaves = jax.tree.leaves(model, is_leaf=lambda node: hasattr(node, "for_rows"))
-    return [Bytes(leaf) for leaf in leaves if hasattr(leaf, "for_rows")]
-
-
-def test_matrices_whose_rows_make_no_blocks_stay_and_are_named(tmp_path):
-    tiny.unpacked("llama_0", tmp_path)
-    lm = minillm.load(tmp_path)
-    with pytest.raises(
-        UserError, match=r"no matrix can be stored as q4_k: embed: its rows of \d+ are no multiple of 256"
-    ):
-        lm.quantize("q4_k")
-    _, changes = lm.quantize("int4-g32")
-    kept = [change for change in changes if change.kept]
-    assert 0 < len(kept) < len(changes)
-    assert f"{len(kept)} of {len(changes)} matrices stay as they are, {kept[0].place}" in summary(
-        "int4-g32", changes
-    )
-
-
-@pytest.mark.usefixtures("quick_programs")
-@pytest.mark.parametrize("recipe", ["w8a8", "int4-g32"])
-def test_a_quantised_model_says_the_same_alone_and_in_company(recipe):
-    from minillm.engine import Engine
-
-    lm, _ = minillm.load("tiny-draft").quantize(recipe)
-    prompts = [f"Recipe: {name} Soup\n" for name in ("Tomato", "Pea", "Onion and Carrot")]
-    options = {"max_tokens": 16, "temperature": 0.8, "seed": 3}
-    alone = [lm.generate(prompt, exact=True, **options).tokens for prompt in prompts]
-    engine = Engine(lm, max_batch=3, context=64, exact=True)
-    requests = [engine.submit(prompt, **options) for prompt in prompts]
-    engine.run()
-    assert [request.tokens for request in requests] == alone
-
-
-def test_numbers_that_are_none_are_named_and_not_quantised(lm):
-    qkv = lm.model.blocks[0].qkv
-    bad = lm.model.blocks[0].replace(qkv=Dense(qkv.array.at[3, 5].set(jnp.nan), qkv.transposed))
-    model = lm.model.replace(blocks=(bad, *lm.model.blocks[1:]))
-    for recipe in ("w8a8", "int4-g32", "fp8", "nvfp4", "nf4", "q4_k"):
-        with pytest.raises(UserError, match=rf"blocks\[0\].qkv cannot be stored as {recipe}: .*NaN or infinity"):
-            quantised(model, recipe)
+def test_rows_that_fill_no_large_block_get_a_narrower_type():
+    for name, instead in NARROWER.items():
+        assert recipe_named(name).for_rows_of(512) == recipe_named(name)
+        assert recipe_named(name).for_rows_of(96) == recipe_named(instead)
+        assert recipe_named(name).for_rows_of(100) is None
+    assert recipe_named("int4-g32").for_rows_of(48) is None
 
 
 @pytest.mark.parametrize("recipe", ["", "int5", "int4-g0", "ternary-affine", "Q4_K", "int4-g32-", "w8a16"])
-def test_a_recipe_that_is_none_is_refused_and_the_others_are_listed(lm, recipe):
-    with pytest.raises(UserError, match="expected one of w8a8, int8, int4"):
-        lm.quantize(recipe)
-
-
-def test_a_model_is_quantised_once(lm):
-    once, _ = lm.quantize("int8")
-    with pytest.raises(UserError, match="embed is stored as Coded, expected plain numbers: quantise a model once"):
-        once.quantize("int4")
+def test_a_recipe_that_is_none_is_refused_and_the_others_are_listed(recipe):
+    with pytest.raises(UserError, match=r"expected one of int8, int4, .* w8a8, w4a8"):
+        recipe_named(recipe)

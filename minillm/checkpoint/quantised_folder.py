@@ -1,0 +1,144 @@
+"""Folders of quantised models: a Hugging Face folder whose tensors are those of the model in memory, by place.
+
+config.json is that of the model it was made from, and says under `quantization_config` which matrix is kept by
+which recipe:
+
+    "quantization_config": {"quant_method": "minillm", "weights": {"blocks[0].qkv": {"recipe": "int4-g32"}, …}}
+
+and model.safetensors holds its parts as `blocks[0].qkv.parts[0]`, `.parts[1]` …; what is not coded stands there as
+float32, or as bfloat16 if that is exact.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_dtypes
+import numpy as np
+
+from ..archs import Arch
+from ..blocks.params import stacked
+from ..config import Config
+from ..errors import UserError
+from ..model import Model
+from ..quant import is_weight
+from ..quant.quantised import Change
+from ..quant.recipes import recipe_named, weight_like
+from ..quant.scaled import Scaled
+from ..tokenizer import Tokenizer
+from .folder_writer import config_text, write_files
+from .safetensors import Safetensors
+from .source import missing
+from .vocabulary import tokenizer_from_folder
+
+KEY, METHOD = "quantization_config", "minillm"
+BF16 = np.dtype(ml_dtypes.bfloat16)
+
+
+def write_quantised(
+    folder: Path, model: Model, changes: Sequence[Change], values: Mapping[str, Any], more: Mapping[str, bytes]
+) -> None:
+    """Write a quantised model, with the entries of config.json and other files; UserError if something is there."""
+    weights = {
+        change.place: {"recipe": change.recipe} | ({"scaled": True} if change.scaled else {})
+        for change in changes
+        if change.recipe
+    }
+    config = dict(values) | {KEY: {"quant_method": METHOD, "weights": weights}}
+    tensors = {name: shortened(np.asarray(array)) for name, array in leaves(model)}
+    write_files(folder, tensors, {"config.json": config_text(config), **more})
+
+
+def leaves(model: Any) -> list[tuple[str, Any]]:
+    """The arrays of a model by place."""
+    return [
+        (jax.tree_util.keystr(path).removeprefix("."), leaf)
+        for path, leaf in jax.tree_util.tree_flatten_with_path(model)[0]
+    ]
+
+
+def shortened(array: np.ndarray) -> np.ndarray:
+    """Float32 as bfloat16 if that loses nothing."""
+    if array.dtype != np.float32:
+        return array
+    short = array.astype(BF16)
+    return short if np.array_equal(short.astype(np.float32), array, equal_nan=True) else array
+
+
+def own_weights(values: dict[str, Any]) -> dict[str, Any] | None:
+    """What config.json says of matrices in few bits if it was written here, taken out of its entries; else None."""
+    said = values.get(KEY)
+    if not isinstance(said, dict) or said.get("quant_method") != METHOD:
+        return None
+    weights = values.pop(KEY).get("weights")
+    return weights if isinstance(weights, dict) else {}
+
+
+@dataclass(frozen=True)
+class QuantisedFolder:
+    """An open folder, like `loader.Checkpoint`; `weights` is what config.json says of them."""
+
+    source: Safetensors
+    config: Config
+    arch: Arch
+    weights: Mapping[str, Any]
+
+    def tokenizer(self) -> Tokenizer | None:
+        """The tokenizer; None if the folder has none."""
+        return tokenizer_from_folder(Path(self.source.where))
+
+    def shapes(self) -> Model:
+        """The model with shapes in place of arrays; UserError if a tensor is missing, misshapen or unknown."""
+        plain = Model.build(self.config, lambda name, layer, *shapes, init: stacked(shapes))
+        found, tree = jax.tree_util.tree_flatten_with_path(plain, is_leaf=is_weight)
+        places = [jax.tree_util.keystr(path).removeprefix(".") for path, _ in found]
+        unknown = [place for place in self.weights if place not in places]
+        if unknown:
+            raise UserError(f"{self.source.where}: {KEY} speaks of {unknown[0]!r}, which the model does not have")
+        model = tree.unflatten(self.like(place, leaf) for place, (_, leaf) in zip(places, found, strict=True))
+        expected = dict(leaves(model))
+        for name, leaf in expected.items():
+            self.check(name, leaf)
+        for name in self.source.names():
+            if name not in expected:
+                raise UserError(f"{self.source.where}: tensor {name} is not part of the model")
+        return model
+
+    def like(self, place: str, leaf: Any) -> Any:
+        """The weight of a place as shapes."""
+        said = self.weights.get(place)
+        if said is None:
+            return leaf
+        if not (isinstance(said, dict) and isinstance(said.get("recipe"), str) and is_weight(leaf)):
+            raise UserError(f"{self.source.where}: {KEY} says {said!r} of {place}, expected a recipe for a matrix")
+        rows, columns = leaf.array.shape[:-1], leaf.array.shape[-1]
+        recipe = recipe_named(said["recipe"])
+        if columns % recipe.storage.multiple:
+            wanted = f"a multiple of {recipe.storage.multiple} for {recipe.name}"
+            raise UserError(f"{self.source.where}: {place} has rows of {columns}, expected {wanted}")
+        weight: Any = weight_like(recipe, rows, columns, leaf.transposed, jax.ShapeDtypeStruct)
+        if not said.get("scaled"):
+            return weight
+        factors: Any = jax.ShapeDtypeStruct((*rows[:-1], columns), np.float32)
+        return Scaled(weight, factors, not leaf.transposed)
+
+    def check(self, name: str, leaf: jax.ShapeDtypeStruct) -> None:
+        """UserError unless the file has a tensor of that shape and kind."""
+        if name not in self.source.names():
+            raise missing(self.source.where, name)
+        found, dtype = self.source.shape(name), np.dtype(leaf.dtype)
+        kinds = ("F32", "BF16") if dtype == np.float32 else ({"uint8": "U8", "int8": "I8"}[dtype.name],)
+        if found != leaf.shape or self.source.dtype(name) not in kinds:
+            there, expected = (
+                f"{list(found)} of {self.source.dtype(name)}",
+                f"{list(leaf.shape)} of {' or '.join(kinds)}",
+            )
+            raise UserError(f"{self.source.where}: tensor {name} is {there}, expected {expected}")
+
+    def model(self) -> Model:
+        """Read the weights."""
+        shapes = self.shapes()
+        arrays = (jax.device_put(self.source.stored(name).astype(leaf.dtype)) for name, leaf in leaves(shapes))
+        return jax.tree.unflatten(jax.tree.structure(shapes), arrays)
