@@ -23,7 +23,12 @@ from minillm.checkpoint.loader import from_gguf, open_checkpoint
 from minillm.config import Config
 from minillm.errors import UserError
 from minillm.model import Model
+from minillm.quant import Dense, is_weight
+from minillm.quant.quantised import quantised
+from minillm.quant.recipes import STORAGES
+from minillm.quant.rules import read_rules
 from minillm.span import Span
+from minillm.texts import evaluation
 
 SMALL = {
     "vocab_size": 61,
@@ -441,3 +446,49 @@ def test_llama_cpp_computes_the_same_live(case, tmp_path):
         ours = scores - np.logaddexp.reduce(scores, axis=1, keepdims=True)
         tolerance = LLAMA_CPP_GELU if case in WITH_GELU else LLAMA_CPP
         assert np.abs(ours - theirs).max() <= tolerance * np.abs(scores).max()
+
+
+@pytest.mark.parametrize(
+    ("case", "recipe"), [("llama", "q8_0"), ("llama", "q4_k,down=keep"), ("mixtral", "q4_0"), ("mamba", "q5_1")]
+)
+def test_coded_matrices_are_written_to_the_byte(case, recipe, tmp_path):
+    plain, config, arch = made(case)
+    model, changes = quantised(plain, read_rules(recipe))
+    write_gguf(tmp_path / "m.gguf", model, config, arch)
+    assert any(change.recipe for change in changes)
+    stored = {GGUF(tmp_path / "m.gguf").dtype(name).lower() for name in GGUF(tmp_path / "m.gguf").names()}
+    assert stored == {"f32", *(change.recipe for change in changes if change.recipe)}
+    found = open_checkpoint(tmp_path / "m.gguf").model()
+    assert_same_arrays(found, jax.tree.map(unpacked, model, is_leaf=is_weight))
+
+
+def unpacked(leaf: Any) -> Any:
+    """A weight as plain numbers, in the order of files."""
+    if not is_weight(leaf):
+        return leaf
+    return Dense(leaf.dense().swapaxes(-1, -2), True) if leaf.transposed else Dense(leaf.dense())
+
+
+def test_a_coding_that_gguf_has_no_type_for_is_refused_by_place(tmp_path):
+    plain, config, arch = made("llama")
+    model, _ = quantised(plain, read_rules("down=int8"))
+    with pytest.raises(UserError, match="down of layer 0 is coded as no type of GGUF files; choose another recipe"):
+        write_gguf(tmp_path / "m.gguf", model, config, arch)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("recipe", [name for name in STORAGES if name.startswith(("q", "iq", "tq"))])
+def test_llama_cpp_prefers_the_same_tokens_with_the_same_bytes(recipe, tmp_path):
+    """It rounds the inputs of products to eight bits as well, so logits differ a little."""
+    lm = minillm.load("tiny-transformer")
+    assert lm.tokenizer is not None
+    model, _ = quantised(lm.model, read_rules(recipe))
+    write_gguf(tmp_path / "m.gguf", model, lm.config, find_hf("llama", "test"), tokenizer=vocabulary(lm.config.v))
+    agreed, n = 0, 24
+    for text in evaluation()[:4]:
+        prompt = lm.tokenizer.encode(text)[:80]
+        chosen, _ = llama_cpp(tmp_path / "m.gguf", prompt, n, 1)
+        scores = np.asarray(logits(model, np.array([*prompt, *chosen[:-1]], np.int32)))[len(prompt) - 1 :]
+        agreed += int(np.sum(scores.argmax(axis=1) == chosen))
+    assert agreed >= 0.9 * 4 * n
