@@ -488,7 +488,7 @@ def test_llama_cpp_prefers_the_same_tokens_with_the_same_bytes(recipe, tmp_path)
     agreed, n = 0, 24
     for text in evaluation()[:4]:
         prompt = lm.tokenizer.encode(text)[:80]
-        chosen, _ = llama_cpp(tmp_path / "m.gguf", prompt, n, 1)
+        chosen, _ = llama_cpp(tmp_path / "m.gguf", prompt, n, lm.config.v)
         scores = np.asarray(logits(model, np.array([*prompt, *chosen[:-1]], np.int32)))[len(prompt) - 1 :]
         agreed += int(np.sum(scores.argmax(axis=1) == chosen))
-    assert agreed >= 0.9 * 4 * n
+    assert agreed >= (0.85 if recipe.startswith("tq") else 0.95) * 4 * n  # in ternary it hardly prefers any token
