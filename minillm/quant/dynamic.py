@@ -49,11 +49,10 @@ class Int8:
 
     def __call__(self, x: jax.Array, parts: tuple[jax.Array, ...]) -> jax.Array:
         """As `int8_matmul`."""
-        rows = len(x)
-        x = jnp.pad(x, ((0, max(LEAST_ROWS - rows, 0)), (0, 0)))
-        codes, scales, _ = encode_ints(x, "int8")
-        w = self.storage.coded(parts)
-        return int8_matmul(codes, w.codes, scales[:, 0], w.scales[:, 0])[:rows]
+        (codes, scales, _), w, rows = encode_ints(x, "int8"), self.storage.coded(parts), len(x)
+        missing = max(LEAST_ROWS - rows, 0)
+        codes, scales = jnp.pad(codes, ((0, missing), (0, 0))), jnp.pad(scales[:, 0], (0, missing))
+        return int8_matmul(codes, w.codes, scales, w.scales[:, 0])[:rows]
 
 
 @dataclass(frozen=True)
