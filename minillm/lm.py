@@ -24,8 +24,7 @@ from .generate import Plan, bucket
 from .model import Model
 from .output import Output
 from .quant import stored_for
-from .quant.quantised import Change, Find, Progress, quantised, rounded
-from .quant.rules import Rule, read_rules
+from .quant.quantised import Change, Progress
 from .sampling import is_count, new_sampler, require
 from .span import Span
 from .stream import Completion, Stream
@@ -83,26 +82,16 @@ class LM:
 
         recipe is one of `quant.recipes`, or several by `quant.rules`. METHOD:RECIPE, as in `compress.methods`,
         looks at what goes through the matrices while the model reads texts (those of `minillm.texts` unless
-        given). In a folder it keeps what is done, and a killed run goes on there. progress is told what is being
-        done, how many steps of it are, and of how many.
+        given). auto:BITS measures which matrices need how many. In a folder a method keeps what is done, and a
+        killed run goes on there. progress is told what is being done, how many steps of it are, and of how many.
 
         UserError if the recipe is none, or names a matrix that cannot be stored so because a number in it is none.
         """
-        from .compress.methods import Calibrated, check_methods, inputs_of
+        from .compress.quantise import quantise
 
-        rules, inputs = read_rules(recipe), {}
-        check_methods(rules)
         folder = None if folder is None else Path(folder)
-        if any(rule.method for rule in rules):
-            inputs = inputs_of(self.model, self.tokenizer, texts, self.config.context, folder, progress)
-        else:
-            require(texts is None and folder is None, "recipe", recipe, "METHOD:RECIPE with texts or a folder")
-
-        def find(rule: Rule) -> Find:
-            """How the matrices of a rule are rounded."""
-            return Calibrated(rule.method, inputs, folder) if rule.method else rounded
-
-        model, changes = quantised(self.model, rules, find, progress)
+        longest = self.config.context
+        model, changes = quantise(self.model, self.tokenizer, recipe, texts, longest, folder, progress)
         weights: Future[Model] = Future()
         weights.set_result(model)
         return LM(self.config, self.tokenizer, jax.eval_shape(lambda: model), weights), changes

@@ -30,6 +30,7 @@ from .gptq import gptq_parts
 from .importance import weighed, weighs
 from .kept import Arrays, digest, kept
 
+NO_TOKENIZER = "this checkpoint has no tokenizer, so it cannot read the texts to calibrate with"
 SINGULAR = "the second moments of its inputs are those of no numbers; calibrate with another text"
 
 
@@ -173,7 +174,7 @@ def inputs_of(
     With a folder it is kept there, and read from there for the same model and texts. UserError without a tokenizer.
     """
     if tokenizer is None:
-        raise UserError("this checkpoint has no tokenizer, so it cannot read the texts to calibrate with")
+        raise UserError(NO_TOKENIZER)
     batches = windows(tokenizer, calibration() if texts is None else texts, longest)
 
     def read() -> Arrays:

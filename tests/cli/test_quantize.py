@@ -74,7 +74,7 @@ def test_a_calibrated_run_that_is_stopped_goes_on_and_leaves_nothing_but_the_mod
         (("tiny-draft", "int8", "-o", "out.gguf"), "the model comes as a folder; expected the name of a folder"),
         (("tiny-draft", "int8", "-o", "."), "is there already"),
         (("tiny-draft", "int8", "--text", "none.txt", "-o", "out"), "none.txt"),
-        (("tiny-draft", "int8", "--text", "TEXT", "-o", "out"), "expected METHOD:RECIPE with texts or a folder"),
+        (("tiny-draft", "int8", "--text", "TEXT", "-o", "out"), "looks at no text, expected METHOD:RECIPE"),
         (("nowhere", "int8", "-o", "out"), "neither a file, a folder nor a known name"),
     ],
 )

@@ -208,9 +208,9 @@ def test_a_method_and_a_recipe_that_do_not_go_together_are_refused(lm, recipe, m
 
 
 def test_texts_that_would_change_nothing_are_refused(lm, tmp_path):
-    with pytest.raises(UserError, match="recipe is 'int4', expected METHOD:RECIPE with texts or a folder"):
+    with pytest.raises(UserError, match="recipe 'int4' looks at no text, expected METHOD:RECIPE or"):
         lm.quantize("int4", TEXTS)
-    with pytest.raises(UserError, match="expected METHOD:RECIPE with texts or a folder"):
+    with pytest.raises(UserError, match="looks at no text"):
         lm.quantize("int4", folder=tmp_path)
 
 
