@@ -14,6 +14,7 @@ FOLDERS = (
     "bench",
     "weights",
     "minillm/texts",
+    "tutorials",
 )
 PAGES = [ROOT / "README.md", *(ROOT / name / "README.md" for name in FOLDERS)]
 PAGES += sorted(ROOT.glob("minillm/models/*/README.md"))

@@ -14,7 +14,7 @@ from .terminal import leave, printable
 DOORS = """\
 minillm: LLM inference, small enough to read
 
-  learn   read the core in the README's order; python -c "from minillm import ops; help(ops)"
+  learn   minillm tutorial 1
   run     minillm generate "Recipe: Tomato Soup"
           minillm pull smollm2-135m
           minillm generate --model smollm2-135m --chat --temperature 0 "Name three colours."
