@@ -30,7 +30,7 @@ from minillm.quant.recipes import PRODUCTS
 from minillm.texts import evaluation, held_out
 from weights.check import judge, recipe
 
-from .decode import cpu_model, rounded, versions
+from .decode import cpu_model, versions
 from .timing import wait_for_quiet
 
 RESULTS = Path(__file__).parent / "results"
@@ -100,6 +100,11 @@ def measure(lm: LM, recipe_name: str, documents: int, titles: int) -> dict[str, 
     }
 
 
+def rounded(figure: float | None) -> float | None:
+    """Four significant digits."""
+    return None if figure is None else float(f"{figure:.4g}")
+
+
 def window_of(lm: LM) -> int:
     """Tokens that are seen at once."""
     return min(512, lm.config.context)
@@ -110,7 +115,7 @@ def bytes_of(lm: LM) -> int:
     return sum(leaf.nbytes for leaf in jax.tree.leaves(lm.model))
 
 
-def reliability(lm: LM, titles: int) -> dict[str, float]:
+def reliability(lm: LM, titles: int) -> dict[str, Any]:
     """Shares of recipes for unseen titles that are well formed, and of listed ingredients that are used."""
     if not titles:
         return {}
@@ -122,7 +127,7 @@ def reliability(lm: LM, titles: int) -> dict[str, float]:
     return {"well_formed": rounded(well), "ingredients_used": rounded(used / max(listed, 1))}
 
 
-def speed(plain: LM, other: LM, rounds: int) -> dict[str, list[float]]:
+def speed(plain: LM, other: LM, rounds: int) -> dict[str, Any]:
     """How many times as fast as in float32: median, least and most of the rounds."""
     prompt = (np.arange(PROMPT) % (plain.config.v - 10) + 5).tolist()
     ratios: dict[str, list[float]] = {"decode": [], "prefill": []}

@@ -26,7 +26,7 @@ def config_from_hf(fields: Fields) -> Config:
     mlp = mlp_from_hf(fields)
 
     def layer(i: int):
-        attention = attention_from_hf(fields, window=windows[i])
+        attention = attention_from_hf(fields, theta=2e6, window=windows[i])
         return attention if turned[i] else replace(attention, rope=None), mlp
 
     return decoder_from_hf(fields, layer, tied=True, harmless=("max_window_layers",))
