@@ -42,11 +42,15 @@ def command(number: int | None, everything: bool, restart: bool, stubs: Path | N
         raise UserError(f"{asked[0]} does not go with {asked[1]}; leave one out")
     if number is None and asked not in ([], ["--all"]):
         raise UserError(f"{asked[0]} needs the number of a lesson, as in: minillm tutorial 1 {asked[0]}")
-    if everything:
-        for lesson in [find_lesson(number)] if number is not None else lessons():
-            run_all(lesson)
+    if everything and number is None:
+        from ..lessons.alone import alone
+
+        for lesson in lessons():
+            alone(run_all, lesson)
     elif number is None:
         list_lessons()
+    elif everything:
+        run_all(find_lesson(number))
     elif stubs is not None:
         write_stubs(find_lesson(number), stubs)
     elif check is not None:

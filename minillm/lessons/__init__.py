@@ -6,6 +6,7 @@
     exercises.py  stubs for a learner's answers, and marking them
     pictures.py   what lessons draw with
     progress.py   how far one came
+    alone.py      a fresh process for each of several
 
 A lesson imports `picture` and `expect` from here, and nothing else knows that it is a lesson.
 """
