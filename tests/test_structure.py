@@ -16,7 +16,7 @@ LAYERS = """
     errors
     folders texts
     xla lessons
-    ops config trace
+    ops config
     span rope
     cache quant
     blocks
@@ -34,7 +34,7 @@ LAYERS = """
     engine stream
     compress
     lm
-    batch
+    batch trace
     cli
 """.split("\n")
 LEVEL = {name: level for level, row in enumerate(LAYERS) for name in row.split()}

@@ -21,6 +21,7 @@ from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer
 
+from minillm.lessons.alone import alone
 from minillm.lessons.exercises import exercises
 from minillm.lessons.lesson import Cell, Lesson, find_lesson, lessons
 from minillm.lessons.pictures import Picture
@@ -104,7 +105,7 @@ def main(numbers: tuple[int, ...], output: Path) -> None:
     for lesson in every:
         if lesson.path in chosen:
             click.echo(f"{lesson.number}. {lesson.title}")
-            write(output / f"{lesson.name}.html", page_of(lesson, every))
+            write(output / f"{lesson.name}.html", alone(page_of, lesson, every))
     write(output / "index.html", index(every))
     click.echo(f"{output / 'index.html'}")
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import jupytext
 import pytest
 
+from minillm.lessons.alone import alone
 from minillm.lessons.exercises import exercises, mark
 from minillm.lessons.lesson import Cell, Lesson, lessons
 
@@ -117,14 +118,20 @@ def test_a_lesson_opens_as_a_notebook(lesson):
 
 @pytest.mark.slow
 @each_lesson
-def test_a_lesson_runs(lesson, monkeypatch, tmp_path):
-    monkeypatch.setattr("minillm.lessons.pictures.cache_folder", lambda: tmp_path)
-    module = lesson.module()
-    for cell in lesson.cells:
-        if not cell.prose:
-            lesson.run(cell, module)
-    drawn = {path.stem for path in tmp_path.rglob("*.png")}
+def test_a_lesson_runs(lesson, tmp_path):
+    drawn = alone(run_and_draw, lesson, tmp_path)
     assert drawn == set(re.findall(r'^picture\("(.*?)"', lesson.path.read_text(), re.M))
+
+
+def run_and_draw(lesson: Lesson, folder: Path) -> set[str]:
+    """Run a lesson from start to end; the names of its pictures."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("minillm.lessons.pictures.cache_folder", lambda: folder)
+        module = lesson.module()
+        for cell in lesson.cells:
+            if not cell.prose:
+                lesson.run(cell, module)
+    return {path.stem for path in folder.rglob("*.png")}
 
 
 @pytest.mark.slow
