@@ -45,8 +45,15 @@ class Commands(click.Group):
             raise
         except OSError as error:
             stop(f"{error.strerror}: {error.filename or 'output'}")
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, ImportError) as error:
+            if not interrupted(error):
+                raise
             leave(130)
+
+
+def interrupted(error: BaseException | None) -> bool:
+    """Whether it is Ctrl-C, or what a library made of that: NumPy says that it cannot be imported."""
+    return error is not None and (isinstance(error, KeyboardInterrupt) or interrupted(error.__context__))
 
 
 def stop(reason: str) -> NoReturn:

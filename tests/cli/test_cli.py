@@ -206,3 +206,16 @@ def test_a_reader_that_closes_the_pipe_is_not_an_error(tiny):
     assert process.stderr
     assert b"Traceback" not in process.stderr.read()
     process.stderr.close()
+
+
+@pytest.mark.parametrize("cause", [KeyboardInterrupt(), ImportError("no"), ValueError("other")])
+def test_ctrl_c_is_known_behind_what_libraries_make_of_it(cause):
+    from minillm.cli import interrupted
+
+    try:
+        try:
+            raise cause
+        except BaseException:
+            raise ImportError("cannot be imported")  # noqa: B904
+    except ImportError as error:
+        assert interrupted(error) == isinstance(cause, KeyboardInterrupt)
