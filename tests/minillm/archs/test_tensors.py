@@ -1,6 +1,7 @@
 """The tensor maps of every family: what is read can be written back, and any slice of it can be read alone."""
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,8 +9,8 @@ import tiny
 
 from minillm.archs import find_hf
 from minillm.archs.tensors import Entry, Stack, Tensor, Transposed, View
-from minillm.blocks.params import Shape
-from minillm.checkpoint.loader import Checkpoint, open_checkpoint, stacked
+from minillm.blocks.params import Shape, stacked
+from minillm.checkpoint.loader import Checkpoint, open_checkpoint
 from minillm.config import Config
 from minillm.model import Model
 
@@ -56,10 +57,17 @@ def written(checkpoint: Checkpoint, entries: Mapping[str, Entry]) -> dict[str, n
     return tensors
 
 
+def opened(folder: Path) -> Checkpoint:
+    """A checkpoint of plain numbers."""
+    checkpoint = open_checkpoint(folder)
+    assert isinstance(checkpoint, Checkpoint)
+    return checkpoint
+
+
 @pytest.mark.parametrize("name", tiny.NAMES)
 def test_what_is_written_is_the_checkpoint(name, tmp_path):
     tiny.unpacked(name, tmp_path)
-    checkpoint = open_checkpoint(tmp_path)
+    checkpoint = opened(tmp_path)
     tensors = written(checkpoint, checkpoint.entries)
     assert tensors.keys() == set(checkpoint.source.names())
     for key, array in tensors.items():
@@ -69,7 +77,7 @@ def test_what_is_written_is_the_checkpoint(name, tmp_path):
 @pytest.mark.parametrize("family", WITH_GGUF)
 def test_what_is_written_in_the_order_of_gguf_is_read_as_it_was(family, tmp_path):
     tiny.unpacked(f"{family}_0", tmp_path)
-    checkpoint = open_checkpoint(tmp_path)
+    checkpoint = opened(tmp_path)
     entries = checkpoint.arch.GGUF_TENSORS
     memory = Memory(written(checkpoint, entries))
     for key, layer, shapes in requests(checkpoint.config):
@@ -83,7 +91,7 @@ def test_what_is_written_in_the_order_of_gguf_is_read_as_it_was(family, tmp_path
 @pytest.mark.parametrize("name", tiny.NAMES)
 def test_a_slice_is_the_same_slice_of_the_whole(name, tmp_path):
     tiny.unpacked(name, tmp_path)
-    checkpoint = open_checkpoint(tmp_path)
+    checkpoint = opened(tmp_path)
     for key, layer, _ in requests(checkpoint.config):
         check_slices(checkpoint.entries[key], View(checkpoint.source, checkpoint.config, layer), key)
 

@@ -142,9 +142,9 @@ def test_products_of_two_coded_sides_follow_their_recipe_to_the_bit(recipe, rows
 def test_a_product_with_both_sides_coded_has_one_side_only():
     weight = Dynamic.of(matrix(7, WIDTH), PRODUCTS["w8a8"], transposed=False)
     with pytest.raises(ValueError, match="its scales belong to rows"):
-        jnp.ones((2, 7)) @ weight
+        _ = jnp.ones((2, 7)) @ weight
     with pytest.raises(ValueError, match=r"x has 3 columns, but the weight is \[256, 7\]"):
-        jnp.ones((2, 3)) @ weight.T
+        _ = jnp.ones((2, 3)) @ weight.T
 
 
 @pytest.mark.parametrize("recipe", [*RECIPES, *PRODUCTS])
