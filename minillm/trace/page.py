@@ -1,0 +1,247 @@
+"""A record as one HTML file that steps through it, with everything inside and nothing from anywhere else.
+
+What is drawn as a heat map is stored in eight bits on a square-root scale, as small weights matter too: a value x
+is kept as sign(x) round(L sqrt(|x| / max)), with L = 255 levels where nothing is negative and 127 elsewhere. So a
+weight is exact to about sqrt(x) / 255. All other numbers have four digits. Data are compressed (zlib) and in
+base64, in which no prompt, however it looks, can be taken for HTML.
+"""
+
+import base64
+import json
+import os
+import re
+import zlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jinja2
+import numpy as np
+
+from ..generate import advance
+from ..lm import LM
+from ..model import Model
+from ..quant import is_weight
+from ..sampling import Sampler
+from ..tokenizer import Tokenizer
+from .record import Pass, Record
+from .work import SHAPES, bytes_moved, operations, sizes, source_of
+
+BEST, FEW = 10, 5  # of the likeliest tokens: of the model's own, and on the way
+HEADS, WIDTH, HEIGHT = 8, 128, 64  # of a recurrence's state: what is shown of it at most
+
+
+def write_page(target: Path, text: str) -> None:
+    """Write a page in one step."""
+    part = target.with_name(f"{target.name}.{os.getpid()}.part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, target)
+
+
+def page_of(record: Record, name: str, errors: dict[str, float] | None = None) -> str:
+    """The HTML of a record of a model called `name`; errors are those of `rounding_errors`, if it was quantised."""
+    template = (Path(__file__).parent / "page.html").read_text(encoding="utf-8")
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=True)
+    data = base64.b64encode(zlib.compress(packed(record, name, errors or {}), 9)).decode()
+    return environment.from_string(template).render(name=name, data=data)
+
+
+def packed(record: Record, name: str, errors: dict[str, float]) -> bytes:
+    """What the page knows: the length of a JSON text in four bytes, the text, and the codes of heat maps."""
+    codes, model = Codes(), record.lm.model
+    passes = [told(one, model, codes) for one in record.passes]
+    known = {
+        "model": name,
+        "finish": record.finish_reason,
+        "blocks": [
+            about(block, layer, rounded_in(i, errors))
+            for i, (block, layer) in enumerate(zip(model.blocks, layers_of(record.lm), strict=True))
+        ],
+        "v": record.lm.config.v,
+        "passes": passes,
+        "sources": {type(block).__name__: source_of(type(block).__call__) for block in model.blocks}
+        | {
+            "embed": source_of(Model.hidden),
+            "head": source_of(Model.logits),
+            "choice": source_of(Sampler.filtered),
+            "pass": source_of(advance),
+        },
+        "errors": {place: digits(value) for place, value in errors.items() if not place.startswith("blocks")},
+    }
+    ids = {token for one in passes for token in named_in(one)}
+    known["names"] = names_of(record.lm.tokenizer, ids)
+    text = json.dumps(known, separators=(",", ":"), allow_nan=False).encode()
+    return len(text).to_bytes(4, "little") + text + b"".join(codes.parts)
+
+
+class Codes:
+    """Arrays as codes of one byte, one after the other."""
+
+    def __init__(self):
+        self.parts: list[bytes] = []
+        self.size = 0
+
+    def add(self, array: np.ndarray) -> dict[str, Any]:
+        """Where the codes of an array begin, and what they mean: its shape, the largest magnitude, the sign."""
+        codes, largest, signed = encoded(array)
+        at, self.size = self.size, self.size + codes.nbytes
+        self.parts.append(codes.tobytes())
+        return {"at": at, "shape": list(array.shape), "max": float(largest), "signed": signed}
+
+
+def encoded(array: np.ndarray) -> tuple[np.ndarray, float, bool]:
+    """Codes int8 or uint8, the largest magnitude, and whether they are signed: see the top of this file."""
+    array = np.asarray(array, np.float64)
+    largest, signed = float(np.max(np.abs(array), initial=0.0)), bool(np.any(array < 0))
+    levels = 127 if signed else 255
+    root = np.sign(array) * np.sqrt(np.abs(array) / (largest or 1.0))
+    return np.rint(levels * root).astype(np.int8 if signed else np.uint8), largest, signed
+
+
+def decoded(codes: np.ndarray, largest: float, signed: bool) -> np.ndarray:
+    """What codes stand for, as the page has it."""
+    root = codes / (127 if signed else 255)
+    return np.sign(root) * np.square(root) * largest
+
+
+def digits(value: Any) -> Any:
+    """A number, or an array as lists, in four digits."""
+    if isinstance(value, np.ndarray):
+        return [digits(one) for one in value]
+    return float(f"{value:.4g}")
+
+
+def about(block: Any, layer: int, errors: dict[str, float]) -> dict[str, Any]:
+    """What the page says of a block in every pass."""
+    kind = type(block).__name__
+    rope = getattr(block.spec, "rope", None)
+    return {
+        "kind": kind,
+        "layer": layer,
+        "shapes": {"x": "b t d", **SHAPES[type(block)]},
+        "freqs": digits(np.array(rope.freqs)) if rope else [],
+        "window": getattr(block.spec, "window", None),
+        "errors": {place: digits(value) for place, value in errors.items()},
+    }
+
+
+def matrices(block: Any) -> Iterable[tuple[str, Any]]:
+    """The matrices of a block by name."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(block, is_leaf=is_weight)
+    return [(place_of(path), leaf) for path, leaf in leaves if is_weight(leaf)]
+
+
+def place_of(path: Any) -> str:
+    """A path into a model as in `quant.recipes`."""
+    return jax.tree_util.keystr(path).removeprefix(".")
+
+
+def layers_of(lm: LM) -> list[int]:
+    """By block the number of its layer."""
+    return [i for i, layer in enumerate(lm.config.layers) for _ in layer]
+
+
+def told(one: Pass, model: Model, codes: Codes) -> dict[str, Any]:
+    """What the page shows of a pass."""
+    return {
+        "start": one.start,
+        "tokens": one.tokens,
+        "kept": one.n_kept,
+        "new": one.new,
+        "drafted": one.drafted,
+        "blocks": [inside(one, i, block, codes) for i, block in enumerate(model.blocks)],
+        "lens": [*(likeliest(row, FEW) for row in one.lens[:-1]), likeliest(one.lens[-1], BEST)],
+        "stages": stages_of(one),
+        "embedded": digits(np.linalg.norm(one.blocks[0]["x"], axis=-1)),
+    }
+
+
+def inside(one: Pass, place: int, block: Any, codes: Codes) -> dict[str, Any]:
+    """What happened in a block."""
+    seen, state = one.blocks[place], one.state[place]
+    out: dict[str, Any] = {
+        "sizes": sizes(block, one),
+        "bytes": bytes_moved(block, one, place),
+        "flops": operations(block, one, place),
+        "norm": digits(np.linalg.norm(seen["y"], axis=-1)),
+        "added": digits(np.linalg.norm(seen["y"] - seen["x"], axis=-1)),
+    }
+    if "weights" in seen:
+        out["weights"] = codes.add(seen["weights"])
+        out["q"] = codes.add(seen["q"][one.speaks])
+        out["rows"] = state["values"].shape[1]
+    if "gates" in seen:
+        out["gates"] = {name: codes.add(gate[:, :WIDTH]) for name, gate in seen["gates"].items()}
+        name = "delta" if "delta" in state else "ssm"
+        whole = state[name] if state[name].ndim == 3 else state[name][None]
+        out["state"], out["full"] = codes.add(whole[:HEADS, :HEIGHT, :WIDTH]), list(state[name].shape)
+        out["channels"] = {name: gate.shape[1] for name, gate in seen["gates"].items()}
+    if "chosen" in seen:
+        out["chosen"], out["share"] = seen["chosen"].tolist(), digits(seen["share"])
+        out["load"] = np.bincount(seen["chosen"].ravel(), minlength=block.spec.e).tolist()
+    return out
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Probabilities of logits [v]; -inf is 0."""
+    weights = np.exp(logits.astype(np.float64) - np.max(logits))
+    return weights / weights.sum()
+
+
+def likeliest(logits: np.ndarray, n: int) -> list[list[Any]]:
+    """The n likeliest tokens of logits [v], each with its logit and probability."""
+    best, p = np.argsort(-logits, kind="stable")[:n], softmax(logits)
+    return [[int(token), digits(logits[token]), digits(p[token])] for token in best]
+
+
+def stages_of(one: Pass) -> dict[str, Any]:
+    """By stage of the sampler the probabilities of the likeliest tokens and of the one drawn."""
+    first = one.stages["logits"]
+    tokens = [int(token) for token in np.argsort(-first, kind="stable")[:BEST]]
+    tokens += [one.new[-1]] if one.new[-1] not in tokens else []
+    rows = {}
+    for name, logits in one.stages.items():
+        p = softmax(logits)
+        rows[name] = {"p": digits(p[tokens]), "left": int(np.count_nonzero(np.isfinite(logits)))}
+    return {"tokens": tokens, "rows": rows}
+
+
+def named_in(one: dict[str, Any]) -> Iterable[int]:
+    """The ids of tokens that the page names in a pass."""
+    lens = [token for row in one["lens"] for token, _, _ in row]
+    return [*one["tokens"], *one["new"], *lens, *one["stages"]["tokens"]]
+
+
+def names_of(tokenizer: Tokenizer | None, ids: Iterable[int]) -> dict[int, str]:
+    """How tokens read in the middle of a text, with the space in front of them; else their names or numbers."""
+    if tokenizer is None:
+        return {token: f"#{token}" for token in sorted(ids)}
+    before = tokenizer.encode("a", special=False)[-1:]
+    start, spelled = (
+        tokenizer.decode(before),
+        {token: name for name, token in tokenizer.backend.vocabulary().items()},
+    )
+    names = {}
+    for token in sorted(ids):
+        text = tokenizer.decode([*before, token]).removeprefix(start)
+        part = not text.strip("\N{REPLACEMENT CHARACTER}")  # of a character, or nothing
+        names[token] = spelled.get(token, f"#{token}") if part else text
+    return names
+
+
+def rounding_errors(before: Model, after: Model) -> dict[str, float]:
+    """By place of a matrix in the model: |W - Q| / |W| of those that were rounded."""
+    errors = {}
+    for (place, w), (_, q) in zip(matrices(before), matrices(after), strict=True):
+        if q is not w:
+            exact, rounded = (np.asarray(one.dense(), np.float32) for one in (w, q))
+            errors[place] = float(np.linalg.norm(exact - rounded) / np.linalg.norm(exact))
+    return errors
+
+
+def rounded_in(block: int, errors: dict[str, float]) -> dict[str, float]:
+    """Of the errors those in one block, by the place in it."""
+    inside = re.compile(rf"blocks\[{block}\]\.(.*)")
+    found = {place: inside.fullmatch(place) for place in errors}
+    return {match[1]: errors[place] for place, match in found.items() if match}
