@@ -124,7 +124,7 @@ def from_folder(folder: Path, context: int | None, arch: Arch | None) -> Checkpo
         raise UserError(f"{folder}: has no config.json, expected a Hugging Face checkpoint folder")
     values = read_json(folder / "config.json")
     arch = arch or archs.find_hf(values.get("model_type"), f"{where}: model_type")
-    weights = own_weights(values)
+    weights = own_weights(values, where)
     config = arch.config_from_hf(Fields(values, where, context))
     if weights is not None:
         return QuantisedFolder(Safetensors(folder, CODES), config, arch, weights)

@@ -23,7 +23,7 @@ from ..blocks.params import stacked
 from ..config import Config
 from ..errors import UserError
 from ..model import Model
-from ..quant import is_weight
+from ..quant import by_place, is_weight
 from ..quant.quantised import Change
 from ..quant.recipes import recipe_named, weight_like
 from ..quant.scaled import Scaled
@@ -47,16 +47,8 @@ def write_quantised(
         if change.recipe
     }
     config = dict(values) | {KEY: {"quant_method": METHOD, "weights": weights}}
-    tensors = {name: shortened(np.asarray(array)) for name, array in leaves(model)}
+    tensors = {name: shortened(np.asarray(array)) for name, array in by_place(model, None)[0]}
     write_files(folder, tensors, {"config.json": config_text(config), **more})
-
-
-def leaves(model: Any) -> list[tuple[str, Any]]:
-    """The arrays of a model by place."""
-    return [
-        (jax.tree_util.keystr(path).removeprefix("."), leaf)
-        for path, leaf in jax.tree_util.tree_flatten_with_path(model)[0]
-    ]
 
 
 def shortened(array: np.ndarray) -> np.ndarray:
@@ -67,13 +59,15 @@ def shortened(array: np.ndarray) -> np.ndarray:
     return short if np.array_equal(short.astype(np.float32), array, equal_nan=True) else array
 
 
-def own_weights(values: dict[str, Any]) -> dict[str, Any] | None:
+def own_weights(values: dict[str, Any], where: str) -> dict[str, Any] | None:
     """What config.json says of matrices in few bits if it was written here, taken out of its entries; else None."""
     said = values.get(KEY)
     if not isinstance(said, dict) or said.get("quant_method") != METHOD:
         return None
     weights = values.pop(KEY).get("weights")
-    return weights if isinstance(weights, dict) else {}
+    if not isinstance(weights, dict):
+        raise UserError(f"{where}: {KEY} has no weights by place, expected what minillm quantize wrote")
+    return weights
 
 
 @dataclass(frozen=True)
@@ -92,13 +86,13 @@ class QuantisedFolder:
     def shapes(self) -> Model:
         """The model with shapes in place of arrays; UserError if a tensor is missing, misshapen or unknown."""
         plain = Model.build(self.config, lambda name, layer, *shapes, init: stacked(shapes))
-        found, tree = jax.tree_util.tree_flatten_with_path(plain, is_leaf=is_weight)
-        places = [jax.tree_util.keystr(path).removeprefix(".") for path, _ in found]
+        found, tree = by_place(plain)
+        places = [place for place, _ in found]
         unknown = [place for place in self.weights if place not in places]
         if unknown:
             raise UserError(f"{self.source.where}: {KEY} speaks of {unknown[0]!r}, which the model does not have")
-        model = tree.unflatten(self.like(place, leaf) for place, (_, leaf) in zip(places, found, strict=True))
-        expected = dict(leaves(model))
+        model = tree.unflatten(self.like(place, leaf) for place, leaf in found)
+        expected = dict(by_place(model, None)[0])
         for name, leaf in expected.items():
             self.check(name, leaf)
         for name in self.source.names():
@@ -139,6 +133,6 @@ class QuantisedFolder:
 
     def model(self) -> Model:
         """Read the weights."""
-        shapes = self.shapes()
-        arrays = (jax.device_put(self.source.stored(name).astype(leaf.dtype)) for name, leaf in leaves(shapes))
-        return jax.tree.unflatten(jax.tree.structure(shapes), arrays)
+        leaves, tree = by_place(self.shapes(), None)
+        arrays = (jax.device_put(self.source.stored(name).astype(leaf.dtype)) for name, leaf in leaves)
+        return tree.unflatten(arrays)

@@ -16,7 +16,7 @@ import numpy as np
 from ..errors import UserError
 from ..evaluate.measures import kl_divergence
 from ..model import Model
-from ..quant import Dense, is_weight
+from ..quant import Dense, by_place, is_weight
 from ..quant.quantised import STAY, Progress
 from ..quant.recipes import Recipe, recipe_named
 from ..quant.rules import Rule
@@ -43,10 +43,9 @@ def auto_rules(
 
     batches are tokens i32 [b, t] to measure on. UserError if that is less than the coarsest recipes take.
     """
-    leaves, tree = jax.tree_util.tree_flatten_with_path(model, is_leaf=is_weight)
-    places = {jax.tree_util.keystr(path).removeprefix("."): i for i, (path, _) in enumerate(leaves)}
+    leaves, tree = by_place(model)
     weights = [leaf for _, leaf in leaves]
-    chosen = {place: i for place, i in places.items() if is_weight(weights[i]) and not STAY.search(place)}
+    chosen = {place: i for i, (place, leaf) in enumerate(leaves) if is_weight(leaf) and not STAY.search(place)}
     texts = [jnp.asarray(tokens) for tokens in batches[:BATCHES]]
     reference = [read(model, tokens) for tokens in texts]
     ladders = {}

@@ -17,6 +17,7 @@ from jax.experimental import io_callback
 
 from ..errors import UserError
 from ..model import Model
+from ..quant import by_place, is_weight
 from ..quant.grouped import grouped_gradient
 from ..span import Span
 from ..tokenizer import Tokenizer
@@ -124,20 +125,14 @@ def calibrated(model: Model, batches: Iterator[np.ndarray]) -> Iterator[dict[str
     is, for what it multiplies as the head.
     """
     tally = Tally()
-    leaves, tree = jax.tree_util.tree_flatten_with_path(model, is_leaf=is_weight)
-    names = [jax.tree_util.keystr(path).removeprefix(".") for path, _ in leaves]
+    leaves, tree = by_place(model)
     watched = tree.unflatten(
         Watched(leaf, jnp.int32(i), tally) if is_weight(leaf) else leaf for i, (_, leaf) in enumerate(leaves)
     )
     for tokens in batches:
         jax.block_until_ready(read(watched, jnp.asarray(tokens, jnp.int32)))
         jax.effects_barrier()
-        yield {names[i]: inputs for i, inputs in sorted(tally.inputs.items())}
-
-
-def is_weight(node: Any) -> bool:
-    """Whether a part of a model is a weight."""
-    return hasattr(node, "for_rows")
+        yield {leaves[i][0]: inputs for i, inputs in sorted(tally.inputs.items())}
 
 
 @jax.jit

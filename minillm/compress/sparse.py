@@ -17,9 +17,9 @@ import jax
 import numpy as np
 
 from ..errors import UserError
-from ..quant import Dense
+from ..quant import Dense, by_place, is_weight
 from ..quant.quantised import STAY, Progress
-from .calibration import Inputs, is_weight
+from .calibration import Inputs
 
 BLOCK = 128  # columns in which SparseGPT compares numbers with each other
 DAMPING = 0.01  # of the mean input energy, added to that of each channel
@@ -101,12 +101,11 @@ def sparsified(
         raise UserError(f"method is {method!r}, expected one of {', '.join(METHODS)}")
     if not 0 < share < 1:
         raise UserError(f"sparsity is {share}, expected a share above 0 and below 1")
-    leaves, tree = jax.tree_util.tree_flatten_with_path(model, is_leaf=is_weight)
-    places = [jax.tree_util.keystr(path).removeprefix(".") for path, _ in leaves]
+    leaves, tree = by_place(model)
     weights = [leaf for _, leaf in leaves]
-    chosen = [i for i, place in enumerate(places) if is_weight(weights[i]) and is_sparse(place)]
+    chosen = [i for i, (place, leaf) in enumerate(leaves) if is_weight(leaf) and is_sparse(place)]
     for done, i in enumerate(chosen, 1):
-        place, weight = places[i], weights[i]
+        place, weight = leaves[i]
         if not isinstance(weight, Dense):
             kind = type(weight).__name__
             raise UserError(f"{place} is stored as {kind}, expected plain numbers: make zeros before quantising")

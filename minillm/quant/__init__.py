@@ -14,13 +14,14 @@ w.grouped(x, sizes)   [rows, in] -> [rows, out]: rows come sorted by group, size
                       is x[j] @ w.dense()[i], and what lies beyond sum(sizes) is of no group and gives 0
 """
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import jax
 
 from .dense import Dense
 
-__all__ = ["Dense", "Weight", "is_weight", "stored_for"]
+__all__ = ["Dense", "Weight", "by_place", "is_weight", "stored_for"]
 
 
 class Weight(Protocol):
@@ -52,3 +53,12 @@ def stored_for(n: int, parts: list) -> list:
 def is_weight(node: Any) -> bool:
     """Whether a part of a model is a weight."""
     return hasattr(node, "for_rows")
+
+
+def by_place(model: Any, is_leaf: Callable[[Any], bool] | None = is_weight) -> tuple[list[tuple[str, Any]], Any]:
+    """The weights and other arrays of a model, each with its place, such as blocks[3].down; and the tree they make.
+
+    With is_leaf None weights are taken apart into their arrays.
+    """
+    leaves, tree = jax.tree_util.tree_flatten_with_path(model, is_leaf=is_leaf)
+    return [(jax.tree_util.keystr(path).removeprefix("."), leaf) for path, leaf in leaves], tree

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from ..errors import UserError
-from . import is_weight
+from . import by_place, is_weight
 from .dense import Dense
 from .recipes import Recipe
 from .rules import Rule, check_used, rule_for
@@ -58,9 +58,8 @@ def quantised(
 
     UserError if a rule fits nothing, no matrix can be stored as told, or one of them is not finite.
     """
-    leaves, tree = jax.tree_util.tree_flatten_with_path(model, is_leaf=is_weight)
-    names = [jax.tree_util.keystr(path).removeprefix(".") for path, _ in leaves]
-    places = {i: name for i, name in enumerate(names) if is_weight(leaves[i][1])}
+    leaves, tree = by_place(model)
+    places = {i: place for i, (place, leaf) in enumerate(leaves) if is_weight(leaf)}
     check_used(rules, list(places.values()))
     weights, changes = [leaf for _, leaf in leaves], []
     for i, place in places.items():

@@ -15,14 +15,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import jax
 import jinja2
 import numpy as np
 
 from ..generate import advance
 from ..lm import LM
 from ..model import Model
-from ..quant import is_weight
+from ..quant import by_place, is_weight
 from ..sampling import Sampler
 from ..tokenizer import Tokenizer
 from .record import Pass, Record
@@ -128,13 +127,7 @@ def about(block: Any, layer: int, errors: dict[str, float]) -> dict[str, Any]:
 
 def matrices(block: Any) -> Iterable[tuple[str, Any]]:
     """The matrices of a block by name."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(block, is_leaf=is_weight)
-    return [(place_of(path), leaf) for path, leaf in leaves if is_weight(leaf)]
-
-
-def place_of(path: Any) -> str:
-    """A path into a model as in `quant.recipes`."""
-    return jax.tree_util.keystr(path).removeprefix(".")
+    return [(place, leaf) for place, leaf in by_place(block)[0] if is_weight(leaf)]
 
 
 def layers_of(lm: LM) -> list[int]:

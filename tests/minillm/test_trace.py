@@ -387,8 +387,7 @@ addEventListener("error", event => { document.title += ` error: ${event.message}
 def test_a_browser_walks_through_the_whole_generation_and_back(model, width, tmp_path):
     browser = shutil.which("chromium") or shutil.which("google-chrome")
     if browser is None:
-        pytest.skip("needs chromium")
-    assert browser
+        pytest.skip("needs chromium; CI installs it")
     lm = minillm.load(model)
     prompt = "Recipe: Soup. Recipe: Soup. Recipe:"
     seen = watch(lm, prompt, GREEDY, 8, lm.drafter("prompt-lookup"))

@@ -140,3 +140,11 @@ def test_tensors_that_do_not_fit_are_named(broken, change, message):
 def test_nothing_is_written_over(good):
     with pytest.raises(UserError, match="is there already"):
         written("tiny-draft", "int8", good)
+
+
+def test_a_config_that_names_no_weights_is_not_taken_for_a_plain_model(broken):
+    values = json.loads((broken / "config.json").read_text())
+    values[KEY]["weights"] = []
+    (broken / "config.json").write_text(json.dumps(values))
+    with pytest.raises(UserError, match="quantization_config has no weights by place"):
+        open_checkpoint(broken)

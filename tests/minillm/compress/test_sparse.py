@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 
 import minillm
 from minillm.compress import calibration as reading
-from minillm.compress.calibration import Inputs, calibrated, is_weight, windows
+from minillm.compress.calibration import Inputs, calibrated, windows
 from minillm.compress.sparse import BLOCK, METHODS, is_sparse, lowest, magnitude, sparsegpt, sparsified, wanda
 from minillm.errors import UserError
 from minillm.evaluate.measures import kl_divergence
+from minillm.quant import is_weight
 from minillm.texts import calibration, evaluation
 
 SEEDS = st.integers(0, 2**32 - 1)
