@@ -5,8 +5,8 @@
 # not.
 #
 # Attention as we built it compares a query with every key, wherever they stand. `Add salt, not sugar` and `Add
-# sugar, not salt` would be one and the same to it. This lesson shows the hole, fills it with rotations, and then
-# breaks them on purpose in a real model, in the two ways in which they are broken most often.
+# sugar, not salt` hold the same keys, only in another order. This lesson shows the hole, fills it with rotations,
+# and then breaks them on purpose in a real model, in two ways that are met in practice.
 
 # %%
 import dataclasses
@@ -31,9 +31,9 @@ rng = np.random.default_rng(0)
 # %% [markdown]
 # ## The hole
 #
-# A query, five keys and their values, and the same in another order: the answer stays. It must, for a sum does not
-# know in which order its terms came. (In a causal model there is a faint hint: the later a token, the more of them
-# it sees.)
+# We give attention a query and five keys with their values, and then the same in another order. The answer stays.
+# It must, for a sum does not know in which order its terms came. (Causal attention has a faint hint: the later a
+# token, the more of them it sees.)
 
 # %%
 query = rng.normal(size=(1, 1, 1, 8))  # b t h k
@@ -42,7 +42,7 @@ order = np.array([3, 0, 4, 1, 2])
 
 in_order = attention_ref(query, keys, values, causal=False)
 shuffled = attention_ref(query, keys[:, order], values[:, order], causal=False)
-print(in_order[0, 0, 0, :4], shuffled[0, 0, 0, :4])
+print(in_order[0, 0, 0, :4].round(3), shuffled[0, 0, 0, :4].round(3))
 assert np.allclose(in_order, shuffled)
 
 # %% [markdown]
@@ -75,10 +75,11 @@ assert np.isclose(turned(q, 5) @ turned(k, 3), np.sum(by_ops[0] * by_ops[1]))
 # %% [markdown]
 # ## Fast hands and slow hands
 #
-# One pair is not enough. At one radian a token, positions 0 and 6.28 look the same; at a thousandth of it,
-# neighbours can hardly be told apart. A clock has the same trouble, and has several hands. A head of `k` numbers
-# has `k/2` pairs, and pair j turns by `theta^(-2j/k)` radians a token: the first by 1, the last, for k = 32 and
-# the usual theta = 10,000, by 1/5,600.
+# One pair is not enough. At one radian a token it has come round after 6.28 tokens, and what is 44 tokens away
+# (seven rounds) looks as if it were here; at a thousandth of it, neighbours can hardly be told apart. A clock has
+# the same trouble, and has several hands. A head of `k` numbers has `k/2` pairs, and pair j turns by
+# `theta^(-2j/k)` radians a token, its frequency. With the usual theta of 10,000 and k = 32, the first turns by 1
+# and the last by 1/5,600.
 #
 # Which numbers form a pair is a convention. Here number j goes with number `j + k/2`, the layout "half".
 
@@ -103,11 +104,11 @@ assert np.allclose(rope(x, pos), in_jax[0, :, 0], atol=1e-5)
 assert np.allclose(rope(x, pos) @ rope(x, pos).T, rope(x, pos + 700) @ rope(x, pos + 700).T)
 
 # %% [markdown]
-# Left in the picture: what becomes of the first number of each pair of `1, 0` as it moves along the text. Fast
-# pairs at the top tell neighbours apart, slow ones at the bottom hardly move in 200 tokens. Right: the score of a
-# query with a key that is equal to it, by distance. It is largest where they stand together and falls off in
-# waves, as the pairs fall out of step. A head that likes another distance than 0 turns its keys with its learned
-# matrix.
+# Left in the picture: a row for each pair, which starts as `(1, 0)`, and its first number after the turn, at each
+# position. Fast pairs at the top tell neighbours apart, slow ones at the bottom hardly move in 200 tokens. Right:
+# the score of a query with a key that is equal to it (all their pairs of the same length), by the distance between
+# them. It is largest where they stand together and falls off in waves, as the pairs fall out of step. A head that
+# is to like another distance best can have it: its learned matrices turn its keys against its queries beforehand.
 
 # %%
 distance = np.arange(200)
@@ -116,14 +117,15 @@ waves = np.cos(distance[None] * freqs[:, None].astype(np.float64))  # k/2 by dis
 
 def draw_waves(figure):
     left, right = figure.subplots(1, 2, width_ratios=[3, 2])
-    left.imshow(waves, aspect="auto", cmap="RdBu_r", interpolation="nearest")
-    left.set(xlabel="position", ylabel="pair")
+    image = left.imshow(waves, aspect="auto", cmap="RdBu_r", interpolation="nearest")
+    left.set(xlabel="position [tokens]", ylabel="pair")
+    figure.colorbar(image, ax=left, label="first number of the pair")
     right.plot(distance, waves.mean(axis=0))
     right.axhline(0, color="grey", linewidth=0.5)
-    right.set(xlabel="distance", ylabel="score of equal vectors, over |q|²")
+    right.set(xlabel="distance [tokens]", ylabel="score of equal vectors of length 1")
 
 
-picture("03_waves", draw_waves, width=9)
+picture("03_waves", draw_waves, width=10)
 
 # %%
 one = np.ones((1, 32)) / np.sqrt(32)  # a vector of length 1, each pair of it of the same length
@@ -135,9 +137,12 @@ assert np.argmax(scores) == 0
 # ## In the model
 #
 # Every attention block of `tiny-transformer` turns its queries and keys so. If positions matter only by their
-# difference, then the whole text may stand anywhere: at 0, or at 3,000, far beyond the 512 tokens of any text that
-# the model was trained on. We let it read a recipe at both places, and measure how surprised it is by each token:
-# minus the log of the probability that it gave it, in nats, the "loss".
+# difference, then the whole text may stand anywhere: at 0, or at 3,000, far beyond the 512 tokens of the longest
+# text that the model was trained on. We let it read a recipe at both places, and measure how surprised it is by
+# each token: the loss, minus the natural logarithm of the probability that it gave to the token. Its unit is the
+# nat; at 0.7 nats the token had a chance of one half, at 7.6 one in 2,048, as if by blind guessing.
+#
+# (`jax.jit` has JAX compile a function when it is first called, and again for each new shape; lesson 14.)
 
 
 # %%
@@ -146,14 +151,14 @@ def losses(model, tokens, start):
     """Nats for each token but the first: tokens i32 [b, t], standing at start, start + 1 … -> [b, t - 1]."""
     b, t = tokens.shape
     at = Span.chain(jnp.full(b, start, jnp.int32), jnp.full(b, t, jnp.int32), t)
-    logits, _ = model(tokens, None, at)
-    return cross_entropy(logits[:, :-1], tokens[:, 1:])
+    logits, _ = model(tokens, None, at)  # None: nothing is remembered from before (lesson 5)
+    return cross_entropy(logits[:, :-1], tokens[:, 1:])  # what token t + 1 cost, after the tokens up to t
 
 
 rope_of_model = lm.model.blocks[0].spec.rope
 recipe = jnp.asarray([lm.tokenizer.encode(texts.held_out("recipes")[2].text)])
 here, there = losses(lm.model, recipe, 0), losses(lm.model, recipe, 3000)
-print(f"{recipe.shape[1]} tokens, {here.mean():.4f} nats each at position 0, {there.mean():.4f} at position 3,000")
+print(f"{recipe.shape[1]} tokens, {here.mean():.4f} nats each from position 0 on, {there.mean():.4f} from 3,000 on")
 
 assert np.allclose(rope_of_model.freqs, freqs)
 assert np.allclose(here, there, atol=0.02)  # at 3,000 the angles themselves are rounded, to about 1e-4
@@ -162,11 +167,12 @@ assert np.isclose(here.mean(), there.mean(), atol=1e-3)
 # %% [markdown]
 # ## Broken: the wrong pairs
 #
-# The paper, Meta's own files and GGUF pair neighbours, numbers 2j and 2j + 1 ("interleaved"); Hugging Face pairs j
-# with j + k/2 ("half"). A model trained in one way and run in the other has its keys turned by the wrong angles.
-# All shapes fit, nothing crashes, and the text is fluent for a while. It may be the most frequent mistake in
-# loading checkpoints, so let us make it once. We reorder the columns of queries and keys as if a checkpoint of the
-# one kind had been loaded as the other. The third model has no positions at all: its frequencies are 0.
+# Which numbers form a pair differs between the files that models come in. The paper, Meta's own files and GGUF
+# pair neighbours, numbers 2j and 2j + 1 ("interleaved"); Hugging Face pairs j with j + k/2 ("half"). A model
+# trained in one way and run in the other has its pairs torn apart. All shapes fit, nothing crashes, and the text
+# is fluent for a while: an easy mistake to make, and a hard one to notice. So let us make it once. We reorder the
+# columns of queries and keys as if a file of the one kind had been read as the other, and see what a recipe costs
+# the model. A third model has no positions at all: its frequencies are 0.
 
 # %%
 h, k = lm.model.blocks[0].spec.h, lm.model.blocks[0].spec.k
@@ -179,11 +185,11 @@ assert np.allclose(at_half[..., interleaved], at_pairs)  # one rotation, written
 
 
 def with_wrong_pairs(block):
-    """The block as if its checkpoint's layout had been mistaken."""
+    """The attention block as if its file's layout had been mistaken."""
     parts = np.split(np.asarray(block.qkv.dense()).reshape(-1, 3 * h, k), 3, axis=1)
     parts[:2] = [part[..., interleaved] for part in parts[:2]]
     matrix = np.concatenate(parts, axis=1).reshape(-1, 3 * h * k)
-    return block.replace(qkv=Dense(jnp.asarray(matrix.T)).T)  # stored [out, in], as checkpoints do
+    return block.replace(qkv=Dense(jnp.asarray(matrix.T)).T)  # kept as [out, in], as it comes in files
 
 
 def with_rope(rope, block):
@@ -203,11 +209,11 @@ for name, model in (("as trained", lm.model), ("wrong pairs", broken), ("no posi
     print(f"{name:<13} {by_token[:16].mean():.2f} nats a token in the first 16, {by_token[16:].mean():.2f} after")
 
 # %% [markdown]
-# With the wrong pairs the model still writes: the learned habits of its other parts carry it along. Read what it
-# makes of the beginning of a recipe. A glance at ten words of output would not have told that a position is wrong
-# everywhere. This is why minillm's tests compare with other implementations over more than 500 tokens, and why the
-# layout is a property of an architecture, written down where its checkpoint is read, and nothing that code
-# guesses.
+# The wrong pairs cost less at first than later. The model still writes: what it has learned of the order of
+# lines and words needs no exact position. Read how both go on from the beginning of a recipe, always with the
+# likeliest token. A glance at the first ten words would not have told that every position is wrong. This is why
+# minillm's tests compare with other implementations over more than 500 tokens, and why the layout is written down
+# for each kind of file and never guessed.
 
 # %%
 prompt = lm.tokenizer.encode("Recipe: Tomato Soup\n\nIngredients:\n- 200 g tomatoes\n")
@@ -215,18 +221,20 @@ for model in (lm.model, broken):
     plan = Plan.of(prompt, 40, lm.config.context)
     print("·", lm.tokenizer.decode(generate_tokens(model, plan, new_sampler(temperature=0.0))).replace("\n", " ↵ "))
 
-right, wrong, none = (np.asarray(losses(model, recipe, 0)).mean() for model in (lm.model, broken, without))
-assert wrong > 2 * right
-assert none > 2 * right
+right, wrong, none = (np.asarray(losses(model, recipe, 0))[0] for model in (lm.model, broken, without))
+assert right[:16].mean() < wrong[:16].mean() < 2 * right[:16].mean()
+assert wrong[16:].mean() > 3 * right[16:].mean()
+assert none.mean() > 2 * right.mean()
 
 # %% [markdown]
 # ## Broken: longer than trained
 #
-# Slow pairs never come round in training: in 512 tokens the slowest has turned by 0.09 radians. Beyond, it shows
-# angles that the model has never seen. What happens? Chen et al. (2023, arXiv:2306.15595) found that it is better
-# to squeeze the positions: let all pairs turn half as fast, and 1,024 tokens show no angle that is new. It costs
-# some of the difference between neighbours, and with a little more training hardly anything. The models with
-# contexts of 100,000 tokens and more do it pair by pair (`minillm/rope.py` has the methods).
+# Slow pairs never come round in training: in 512 tokens the slowest has turned by 0.09 radians. Between tokens
+# that are further apart it shows angles that the model has never seen, and the losses rise. Chen et al. (2023,
+# arXiv:2306.15595) found a remedy that needs no training: squeeze the positions. Let all pairs turn half as fast,
+# and 1,024 tokens show no angle that is new. The price is that neighbours differ by less than the model is used
+# to. We measure both on chapters of scripture, joined into five texts of 800 tokens. (Models that read 100,000
+# tokens and more treat each pair by its own frequency; `minillm/rope.py` has the methods.)
 
 # %%
 chapters = [lm.tokenizer.encode(document.text) for document in texts.held_out("scripture")]
@@ -244,7 +252,7 @@ def draw_losses(figure):
     for name, loss in by_position.items():
         axes.plot(np.arange(50, 750), np.convolve(loss, np.ones(100) / 100, "valid")[:700], label=name)
     axes.axvline(512, color="grey", linestyle=":", label="longest text in training")
-    axes.set(xlabel="position", ylabel="nats a token, mean of 100")
+    axes.set(xlabel="position [tokens]", ylabel="loss [nats a token], mean of 100")
     axes.legend()
 
 
@@ -263,7 +271,8 @@ assert trained[beyond].mean() > squeezed[beyond].mean()
 # ## Exercises
 #
 # **1.** A turn in the plane is a product with a complex number, `e^(i·angle)`. Write RoPE for the interleaved
-# layout so: numbers 2j and 2j + 1 are the real and the imaginary part of one complex number.
+# layout so: numbers 2j and 2j + 1 are the real and the imaginary part of one complex number, which turns by
+# `freqs[j]` radians a token.
 
 
 # %% exercise
@@ -303,9 +312,9 @@ def mark_to_half(answer):
 
 
 # %% [markdown] exercise
-# **3.** How many tokens does it take until a pair has come full circle? And how many pairs of a head of `k`
-# numbers do so within a context? (SmolLM2 has k = 64 and theta = 100,000; in its 8,192 tokens 12 of 32 pairs never
-# do.)
+# **3.** Within how many tokens does a pair come full circle? How many pairs of a head of `k` numbers do so within
+# a text of `context` tokens? (SmolLM2-135M has k = 64 and theta = 100,000; in its 8,192 tokens 12 of 32 pairs
+# never do.)
 
 
 # %% exercise

@@ -3,9 +3,9 @@
 #
 # From the bytes of a checkpoint to the next word, in NumPy: norm, attention, feed-forward, and what flows between.
 #
-# You know the ends of a model (lesson 1), attention (2) and positions (3). Two small parts are missing, and then
-# we write the whole forward in some forty lines, feed it the trained weights, and hold it to minillm's. At the end
-# we look inside while it thinks.
+# You know the ends of a model (lesson 1), attention (2) and positions (3). Two small parts are missing. Then we
+# write the forward, from tokens to logits, in some forty lines, feed it the trained weights, and hold it to
+# minillm's. At the end we look at what is going on between its layers.
 
 # %%
 import json
@@ -29,10 +29,11 @@ folder = bundled_models()["tiny-transformer"]
 # %% [markdown]
 # ## A checkpoint is a table of arrays
 #
-# Models are passed around as files of the format safetensors: eight bytes that say how long the header is, the
-# header, which is JSON and says where each array begins and ends, and the numbers. These are of the type bfloat16,
-# which is the upper half of a float32, so sixteen zero bits behind each make a float32 of it. A second file,
-# `config.json`, holds the sizes.
+# The file of a trained model is called a checkpoint. A common format is safetensors: eight bytes that say how long
+# the header is, the header, which is JSON and says where each array begins and ends, and the numbers. These are of
+# the type bfloat16, which is the upper half of a float32, so sixteen zero bits behind each make a float32 of it. A
+# second file, `config.json`, holds the sizes. We read both without a library, and look at the arrays of the first
+# layer.
 
 
 # %%
@@ -64,23 +65,26 @@ for name, array in weights.items():
         print(f"{name:<48} {list(array.shape)}")
 
 # %% [markdown]
-# Matrices are stored `[out, in]`, so a layer is `x @ w.T`. Of its 5.6 million parameters the model has nearly two
-# thirds in the feed-forward layers; that is usual. All of them must be in minillm's model, too, and no others.
+# Matrices are stored `[out, in]`, so a product is written `x @ w.T`. Of its 5.6 million parameters the model has
+# nearly two thirds in the feed-forward blocks ("mlp"); that is usual. All of them must be in minillm's model, too,
+# and no others. (`jax.tree.leaves` lists all arrays of a model.)
 
 # %%
 sizes = {part: sum(a.size for n, a in weights.items() if part in n) for part in ("embed", "attn", "mlp", "norm")}
 print({part: f"{size:,}" for part, size in sizes.items()}, f"together {sum(sizes.values()):,}")
 assert sum(sizes.values()) == sum(a.size for a in weights.values())
 assert sum(sizes.values()) == sum(leaf.size for leaf in jax.tree.leaves(lm.model))
+assert 0.6 < sizes["mlp"] / sum(sizes.values()) < 2 / 3
 assert np.array_equal(weights["model.embed_tokens.weight"], lm.model.embed.dense())
 
 # %% [markdown]
 # ## RMSNorm: keep the direction, forget the length
 #
-# Every block adds something to a token's vector, so vectors grow from block to block. A block should not care.
-# Before it looks at a vector, the vector is divided by the root of the mean of its squares, and each number
-# multiplied by a learned one (Zhang and Sennrich 2019, arXiv:1910.07467). The small `eps` saves the vector of
-# zeros from 0 / 0.
+# Every block adds something to a token's vector, so vectors grow from layer to layer (you will see it below). A
+# block should not care. Before it looks at a vector, the vector is divided by the root of the mean of its squares,
+# and each number multiplied by a learned one: RMSNorm (Zhang and Sennrich 2019, arXiv:1910.07467). The small `eps`
+# saves the vector of zeros from 0 / 0. We take a vector and make it ten and a hundred times as long; the norm must
+# not notice.
 
 
 # %%
@@ -91,20 +95,23 @@ def norm(x: np.ndarray, weight: np.ndarray, eps: float = config["rms_norm_eps"])
 
 rng = np.random.default_rng(0)
 x, weight = rng.normal(size=(3, 256)).astype(np.float32), weights["model.norm.weight"]
-print("lengths before", np.linalg.norm(x * [[1], [10], [100]], axis=1).round(1))
-print("and after", np.linalg.norm(norm(x * [[1], [10], [100]], np.ones(256)), axis=1).round(1))
+stretched = x[0] * np.array([[1], [10], [100]], np.float32)
+print("lengths before", np.linalg.norm(stretched, axis=1).round(1))
+print("and after", np.linalg.norm(norm(stretched, np.ones(256)), axis=1).round(1), "(√256 = 16)")
 
+assert np.allclose(norm(stretched, weight), norm(x[0], weight), atol=1e-4)
 assert np.allclose(norm(x, weight), rms_norm_ref(x, weight, 1e-5), atol=1e-5)
 assert np.allclose(norm(x, weight), rms_norm(jnp.asarray(x), jnp.asarray(weight), 1e-5), atol=1e-5)
 
 # %% [markdown]
-# ## The feed-forward layer: each token for itself
+# ## The feed-forward block: each token for itself
 #
 # Attention moves things from token to token. What is done with them is done here, for each token alone: a product
 # with a wide matrix (`f` = 768 numbers), something that is not linear, and a product back. Without the part in the
-# middle the two would be one matrix. In Llama's form (SwiGLU, Shazeer 2020, arXiv:2002.05202) there are two wide
-# products, and one says how much of the other passes: `silu(gate) * up`, with `silu(z) = z / (1 + e^-z)`, which is
-# 0 for very negative gates and the gate itself for large ones.
+# middle the two products would be one. In the form of Llama, the family of models to which this one belongs
+# (SwiGLU, Shazeer 2020, arXiv:2002.05202), there are two wide products, and one says how much of the other passes:
+# `silu(gate) * up`, with `silu(z) = z / (1 + e^-z)`, which is about 0 for very negative gates and about the gate
+# itself for large ones. We write it, and hold it to the second block of the model.
 
 
 # %%
@@ -128,10 +135,10 @@ assert np.allclose(by_hand, by_block[0], atol=1e-4)
 # %% [markdown]
 # ## All of it
 #
-# Now the forward. Attention is that of lesson 2, in NumPy, with the rotations of lesson 3. Each part reads the
+# Now the forward. Attention is that of lesson 2, in NumPy, with the rotations of lesson 3. Each block reads the
 # vectors through a norm and adds its answer to them; the vectors that run through the model so are called the
-# residual stream. Six layers, a last norm, and the product with the embedding. That is all: this is a Llama, and
-# the larger ones differ in sizes only.
+# residual stream. Six layers, a last norm, and the product with the embedding. That is all: the large models of
+# this family differ in sizes, in grouped queries (lesson 2), and in the frequencies of RoPE.
 
 
 # %%
@@ -143,7 +150,7 @@ def attention(x: np.ndarray, layer: str) -> np.ndarray:
     )  # h t k
     angle = np.arange(t, dtype=np.float32)[:, None] * rope_frequencies(k.shape[2], config["rope_theta"])  # t k/2
     q, k = turned(q, angle), turned(k, angle)
-    score = q @ k.swapaxes(1, 2) / np.sqrt(k.shape[2])  # h t s
+    score = q @ k.swapaxes(1, 2) / k.shape[2] ** 0.5  # h t s; a plain float, since NumPy's would make all float64
     score = np.where(np.tri(t, dtype=bool), score, -np.inf)
     weight = np.exp(score - score.max(axis=2, keepdims=True))
     y = weight / weight.sum(axis=2, keepdims=True) @ v  # h t k
@@ -169,24 +176,28 @@ def forward(tokens: list[int]) -> tuple[np.ndarray, list[np.ndarray]]:
 
 
 # %% [markdown]
-# Is it the same function as the real model's? We compare every logit of a recipe of some two hundred tokens:
-# mistakes in positions show only in long texts. Floating-point sums in another order differ by about a millionth
-# of their largest terms, and there are thousands of them.
+# Is it the same function as the real model's? We compare every logit of a whole recipe: mistakes in positions show
+# only in long texts. In float32, sums in another order differ by about a millionth of their largest terms, and
+# such differences pass through six layers. With the answer we see how the residual stream grows.
 
 # %%
 text = texts.held_out("recipes")[0].text
 tokens = lm.tokenizer.encode(text)
 logits, stream = forward(tokens)
 by_model = lm.logits([tokens])[0]
+lengths = [float(np.linalg.norm(x, axis=1).mean()) for x in stream]
 print(f"{len(tokens)} tokens, {logits.size:,} logits, largest difference {np.abs(logits - by_model).max():.1e}")
+print("mean length of the vectors after each layer:", [round(length, 1) for length in lengths])
+
+assert lengths == sorted(lengths)
 assert np.allclose(logits, by_model, atol=2e-3)
 
 # %% [markdown]
 # ## It writes
 #
 # A model writes by being asked again and again: take the likeliest next token, put it behind the text, ask anew.
-# Our forward does all of the work anew for every token, too. Watch the time. In minillm the same text takes a
-# fraction of it, and the next lesson is about how.
+# Our forward does all of the work anew for every token, too. minillm writes the same text faster, and the more so
+# the longer it gets; the next lesson is about how.
 
 # %%
 prompt = lm.tokenizer.encode("Recipe: Tomato Soup")
@@ -194,19 +205,21 @@ written, began = list(prompt), time.perf_counter()
 for _ in range(16):
     written.append(int(forward(written)[0][-1].argmax()))
 seconds = time.perf_counter() - began
+completion = lm.generate(prompt, max_tokens=16, temperature=0.0)  # temperature 0: always the likeliest token
 print(lm.tokenizer.decode(written[1:]))
-print(f"\n{16 / seconds:.0f} tokens a second")
+print(f"\n{16 / seconds:.1f} tokens a second, in minillm {completion.timings['decode_tok_s'] or float('nan'):.1f}")
 
-assert written[len(prompt) :] == lm.generate(prompt, max_tokens=16, temperature=0.0).tokens
+assert written[len(prompt) :] == completion.tokens
 
 # %% [markdown]
 # ## Looking inside
 #
 # The head turns the last vector into logits. Nothing prevents us from using it earlier: what would the model say
 # if it had to after two layers? This has become known as the logit lens (nostalgebraist 2020). The picture has a
-# row for each layer, a column for each token of a line, and in each cell the token that would be said, darker
-# where it is more certain. The row at the top is what the model does say; below each column stands what it has
-# just read.
+# row for each layer, a column for each token of a line, and in each cell the token that would be said next, darker
+# where it is more probable. The row at the top is what the model does say; below each column stands what it has
+# just read. Simple continuations are there after the first layer, others are found on the way up. Then we measure
+# the loss (lesson 3) after each layer, for the tokens that really came.
 
 # %%
 line = "\n\nSteps:\n1. In a pot, bring 200 ml of water to"
@@ -220,22 +233,24 @@ chances = np.array([jax.nn.softmax(one[-columns:]) for one in lens])  # [layers,
 def draw_lens(figure):
     axes = figure.subplots()
     names = [lm.tokenizer.decode([i]).replace("\n", "↵").strip() for i in range(lm.config.v)]
-    axes.imshow(chances.max(axis=2), cmap="Blues", vmin=0, vmax=1.6, aspect="auto", origin="lower")
+    image = axes.imshow(chances.max(axis=2), cmap="Blues", vmin=0, vmax=1, aspect="auto", origin="lower")
     for layer, column in np.ndindex(*chances.shape[:2]):
-        said = names[chances[layer, column].argmax()]
-        axes.text(column, layer, said, ha="center", va="center", fontsize=7)
-    axes.set_xticks(range(columns), [names[i] for i in reading[-columns:]], fontsize=8)
-    axes.set(xlabel="what was read last", ylabel="layer")
+        said, chance = names[chances[layer, column].argmax()], chances[layer, column].max()
+        colour = "white" if chance > 0.6 else "black"
+        axes.text(column, layer, said, ha="center", va="center", fontsize=9, color=colour)
+    axes.set_xticks(range(columns), [names[i] for i in reading[-columns:]], fontsize=9)
+    axes.set(xlabel="what was read last", ylabel="after layer")
+    figure.colorbar(image, label="its probability", pad=0.01)
 
 
-picture("04_lens", draw_lens, width=11, height=3.5)
+picture("04_lens", draw_lens, width=12, height=3.5)
 
 # %%
-truth = np.array([*reading[1:], int(final[-1].argmax())])[-columns:]
-for layer, one in enumerate(lens):
-    nats = cross_entropy(jnp.asarray(one[-columns:]), jnp.asarray(truth)).mean()
-    print(f"after layer {layer}: {nats:.2f} nats a token")
+came = np.array(reading[-columns + 1 :])  # what came after each column but the last
+nats = [cross_entropy(jnp.asarray(one[-columns:-1], jnp.float32), jnp.asarray(came)).mean() for one in lens]
+print("nats a token after each layer:", [round(float(one), 2) for one in nats])
 
+assert nats == sorted(nats, reverse=True)
 assert np.array_equal(lens[-1], final)
 assert np.allclose(final, lm.logits([reading])[0], atol=2e-3)
 
@@ -243,7 +258,8 @@ assert np.allclose(final, lm.logits([reading])[0], atol=2e-3)
 # ## Exercises
 #
 # **1.** How many parameters has a model of this family? The matrices are those in the table above; with grouped
-# queries, `k_proj` and `v_proj` give only `g · k` numbers. There are two norms a layer, and one at the end.
+# queries, `k_proj` and `v_proj` give only `g · k` numbers. There are two norms a layer, and one at the end. A head
+# of its own (`tied` is false) is one matrix more.
 
 
 # %% exercise
@@ -260,8 +276,8 @@ def mark_count_parameters(answer):
 
 
 # %% [markdown] exercise
-# **2.** The loss of a model on a text, from its logits: the mean, over all tokens but the first, of minus the log
-# of the probability that the model gave the token. Do not let large logits overflow.
+# **2.** The loss of a model on a text, from its logits: the mean, over all tokens but the first, of minus the
+# natural logarithm of the probability that the model gave to the token. Do not let large logits overflow.
 
 
 # %% exercise

@@ -6,7 +6,7 @@
 # In lesson 4 every new token meant a forward over the whole text, though only its last row was wanted. This lesson
 # removes the work that is done twice. What is left turns out to be bound not by arithmetic but by reading: for
 # every token all weights pass through the processor once. You will measure the two limits of your own machine and
-# see how close a model comes.
+# see how close a model comes. (Close other programs for it: they would be measured, too.)
 
 # %%
 import time
@@ -30,14 +30,14 @@ rng = np.random.default_rng(0)
 # %% [markdown]
 # ## What is done twice
 #
-# A token sees only what came before it, so its vectors in all layers do not change when the text goes on. Here are
-# the keys of the third attention block for a text of 40 tokens, and for the same text with eight more. The first
-# 40 are the same. A new token needs the others' keys and values, which are these, and nothing else of them.
+# A token sees only what came before it, so its vectors in all layers do not change when the text goes on. We
+# compute the keys of the third layer for a text of 40 tokens, and for the same text with eight more: the first 40
+# must be the same. A new token needs the others' keys and values, and nothing else of them.
 
 
 # %%
 def keys_of(tokens: list[int], n_block: int = 4) -> jax.Array:
-    """The keys [b, t, h, k] that an attention block makes of a text, before they are turned."""
+    """The keys [b, t, h, k] that attention block n_block makes of a text, before they are turned (lesson 3)."""
     at = Span.chain(jnp.array([0]), jnp.array([len(tokens)]), len(tokens))
     x = lm.model.embed.rows(jnp.asarray([tokens]))
     for block in lm.model.blocks[:n_block]:
@@ -53,9 +53,9 @@ assert np.allclose(shorter, longer[:, :40], atol=1e-4)
 # %% [markdown]
 # ## A cache by hand
 #
-# So we keep the keys and values, and let each token come alone: it puts its own key and value behind the others,
-# and its query attends to all that is there. In this order nothing needs to be hidden: what is later is not there
-# yet. The answers must be those of the whole text at once.
+# So we keep the keys and values, in what is called the KV cache, and let each token come alone: it puts its own
+# key and value behind the others, and its query attends to all that is there. In this order nothing needs to be
+# hidden: what is later is not there yet. The answers must be those of the whole text at once.
 
 
 # %%
@@ -80,12 +80,12 @@ assert np.allclose(alone[-1], last[0, 0], atol=1e-5)
 # %% [markdown]
 # ## In the model
 #
-# A list that grows is no good in compiled code, where every shape is a program of its own. minillm makes room for
-# a number of tokens at first and writes into it. What a forward is to do is said by a `Span`: the sequence has
-# `start` tokens in memory, and here come `n` more. The model gives logits, and *proposes* what to remember;
-# `commit` says how many of the new tokens are to stay (all, as long as nobody guesses ahead: lesson 12).
+# Arrays that grow are no good in compiled code, where every shape is a program of its own. minillm makes room for
+# a number of tokens at first (`StateSpec`) and writes into it. What a forward is to do is said by a `Span`: each
+# sequence has `start` tokens in memory, and here come `n` more. The model gives logits, and *proposes* what to
+# remember; `commit` says which of the new tokens are to stay (all, as long as nobody guesses ahead: lesson 12).
 #
-# First the prompt in one go, the "prefill", then one token after the other, "decoding".
+# First the prompt, the text that is given, in one go: the prefill. Then one token after the other: decoding.
 
 
 # %%
@@ -95,7 +95,7 @@ def advance(model, state, tokens, start):
     b, t = tokens.shape
     at = Span.chain(start, jnp.full(b, t, jnp.int32), t)
     logits, pending = model(tokens, state, at)
-    keep = jnp.broadcast_to(jnp.arange(t, dtype=jnp.int32), (b, t))
+    keep = jnp.broadcast_to(jnp.arange(t, dtype=jnp.int32), (b, t))  # all of them
     return logits, model.commit(pending, at, keep, at.n)
 
 
@@ -114,11 +114,11 @@ assert state[0].keys.shape == (1, 8, 64, 32)  # slots, heads, room for tokens, k
 # %% [markdown]
 # ## What memory costs
 #
-# A key and a value for each token, layer and KV head, `k` numbers each: `2 · layers · g · k` numbers a token. For
-# a Llama of 8 billion parameters (32 layers, 8 KV heads of 128) in 16 bits that is 131 kB a token: a text of 8,192
-# tokens needs 1 GB, eight such texts as much as half the weights. With a KV head for each of its 32 query heads it
-# would be four times that, which is why heads are grouped, and much of this project is about keeping less:
-# windows, int8, evicting, latents, and models with a state of fixed size.
+# A key and a value for each token, layer and KV head (lesson 2), `k` numbers each: `2 · layers · g · k` numbers a
+# token. For a Llama of 8 billion parameters (32 layers, 8 KV heads of 128) in 16 bits that is 131 kB a token. A
+# text of 8,192 tokens needs 1 GB, and eight such texts half as much as the weights. With a KV head for each of its
+# 32 query heads it would be four times that, which is why heads are grouped. There are other ways to keep less:
+# fewer bits a number (lesson 13), only the last tokens (exercise 1), or a memory of fixed size (lesson 8).
 
 
 # %%
@@ -129,18 +129,20 @@ def cache_bytes(layers: int, g: int, k: int, tokens: int, bytes_each: int) -> in
 
 print(f"tiny-transformer, 512 tokens, float32: {cache_bytes(6, 8, 32, 512, 4) / 1e6:.1f} MB")
 print(f"Llama 3.1 8B, 8,192 tokens, bfloat16:  {cache_bytes(32, 8, 128, 8192, 2) / 1e9:.2f} GB")
+assert cache_bytes(32, 8, 128, 1, 2) == 131_072
 assert cache_bytes(6, 8, 32, 512, 4) == lm.model.state_bytes(StateSpec(slots=1, max_len=512))
 
 # %% [markdown]
 # ## Two limits
 #
-# A processor can do so many operations a second, and read so many bytes of memory a second. Which of the two a
-# program meets first depends on how many operations it does with each byte. A matrix product of `m` rows with n x
-# n weights does `2 m n²` operations, one multiplication and one addition a weight and row, and reads `4 n²` bytes
-# of float32 weights: `m / 2` operations a byte. Decoding one sequence is m = 1, prefill is m = hundreds.
+# A processor can do so many operations a second, and read so many bytes of memory a second (its bandwidth). Which
+# of the two limits a program meets first depends on how many operations it does with each byte. A matrix product
+# of `m` rows with `n x n` weights does `2 m n²` operations, one multiplication and one addition for each weight
+# and row, and reads `4 n²` bytes of float32 weights: `m / 2` operations a byte. Decoding one sequence is m = 1,
+# prefill m = hundreds.
 #
-# We count first, and have XLA count, too: for a matrix product, and for a decoding step of the model, where each
-# token costs two operations a parameter, and attention a little more.
+# We count first, and have XLA, JAX's compiler, count too: for a matrix product, and for a decoding step of the
+# model, where each token should cost two operations for each parameter, and attention a little more.
 
 
 # %%
@@ -162,59 +164,66 @@ assert counted(lambda x, w: x @ w, rows_16, square) == 2 * 16 * n * n
 assert 1 < of_step / (2 * parameters) < 1.1
 
 # %% [markdown]
-# Now the machine. For growing m we measure how many operations a second it does. Where they are few, the time is
-# that of reading the weights, however many rows there are: the points climb with m. Where they are many,
-# arithmetic is the limit. The two lines together are called the roofline (Williams et al. 2009). Points may lie
-# below it, and far below while something else is running, but not above: the lines are drawn through the best that
-# was measured. (With XLA on a CPU, two rows can even be slower than one, since a lone row has a program of its
-# own.)
+# Now the machine. For growing m we measure how many operations a second it does, and draw the two limits, each the
+# best that was seen. Together they are called the roofline (Williams et al. 2009). On its slope the time is that
+# of reading the weights, however many rows there are; under its flat part arithmetic is the limit. Points may lie
+# below the lines, and far below while something else is running, but not above. (On a CPU, two rows can even be
+# slower than one, since XLA has a program of its own for a lone row.)
+
 
 # %%
+def seconds(run) -> float:
+    """The best of four times that run() takes, after one that may compile."""
+    jax.block_until_ready(run())
+    times = []
+    for _ in range(4):
+        began = time.perf_counter()
+        jax.block_until_ready(run())
+        times.append(time.perf_counter() - began)
+    return min(times)
+
+
 weights = jnp.ones((n, n), jnp.float32)
 product = jax.jit(lambda x, w: x @ w)
 speeds = {}
-for m in (1, 2, 4, 8, 16, 32, 64, 128):
-    x, best = jnp.ones((m, n), jnp.float32), float("inf")
-    product(x, weights).block_until_ready()
-    for _ in range(4):
-        began = time.perf_counter()
-        product(x, weights).block_until_ready()
-        best = min(best, time.perf_counter() - began)
-    speeds[m] = 2 * m * n * n / best
-peak = max(speeds.values())
-bandwidth = max(memory_bandwidth(), 2 * speeds[1])  # a limit is the best that was seen
-print(f"reads {bandwidth / 1e9:.0f} GB/s, computes {peak / 1e9:.0f} billion operations a second")
+for m in 2 ** np.arange(8):
+    x = jnp.ones((m, n), jnp.float32)
+    speeds[m] = 2 * m * n * n / seconds(lambda x=x: product(x, weights))
+peak = max(speeds.values())  # operations a second
+bandwidth = max(memory_bandwidth(), *(2 * speed / m for m, speed in speeds.items()))  # bytes a second
+print(f"reads {bandwidth / 1e9:.1f} GB/s, computes {peak / 1e9:.0f} billion operations a second")
 print(f"so the two limits meet at {2 * peak / bandwidth:.0f} rows")
 
 
+# %%
 def draw_roofline(figure):
     axes = figure.subplots()
-    m = np.array([*speeds])
-    axes.plot(
-        m, np.minimum(m / 2 * bandwidth, peak) / 1e9, color="C1", label="roofline: bandwidth, then arithmetic"
-    )
-    axes.plot(m, np.array([*speeds.values()]) / 1e9, "o", label="measured")
+    m = np.geomspace(1, 128, 200)
+    limit = np.minimum(m / 2 * bandwidth, peak) / 1e9
+    axes.plot(m, limit, color="C1", label="roofline: bandwidth, then arithmetic")
+    axes.plot([*speeds], np.array([*speeds.values()]) / 1e9, "o", label="measured")
     axes.set_xscale("log", base=2)
     axes.set_yscale("log", base=2)
-    axes.xaxis.set_major_formatter("{x:.0f}")
-    axes.yaxis.set_major_formatter("{x:.0f}")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_major_formatter("{x:g}")
     axes.set(xlabel="rows m (operations a byte: m / 2)", ylabel="billion operations a second")
-    axes.set_ylim(bandwidth / 8e9, 2 * peak / 1e9)
     axes.legend(loc="lower right")
 
 
 picture("05_roofline", draw_roofline)
 
 # %%
+assert all(speed < 1.001 * min(m / 2 * bandwidth, peak) for m, speed in speeds.items())
 assert np.allclose(product(jnp.ones((2, n)), weights), n)  # what was timed was the product
 
 # %% [markdown]
 # ## The speed limit of a model
 #
-# Decoding one sequence reads every matrix once a token. So no program in float32 can write more tokens a second
-# than the bandwidth divided by the bytes of the weights; fewer bits a weight (lesson 13) raise that limit, more
-# cores hardly do. Here is a model of 47 million parameters, larger than the processor's own caches. Nobody trained
-# it: how long a product takes does not depend on what the numbers are.
+# Decoding one sequence reads every matrix once a token. So no program can write more tokens a second than the
+# bandwidth divided by the bytes of the weights; fewer bits for each weight (lesson 13) raise that limit, faster
+# arithmetic does not. Here is a model of 47 million parameters in float32, more bytes than most processors keep in
+# their own caches. (On one that does keep them, the limit of memory may be broken.) Nobody trained the model: how
+# long a product takes does not depend on what the numbers are.
 
 # %%
 big = minillm.init(
@@ -238,28 +247,25 @@ speed = big.generate([1, 2, 3], max_tokens=33, temperature=0.0).timings["decode_
 print(f"weights: {nbytes / 1e6:.0f} MB, so at most {bandwidth / nbytes:.0f} tokens a second; measured {speed:.0f}")
 
 # %% [markdown]
-# And the way around: several sequences at once share one reading of the weights. We let the model take a step with
-# 1, 4 and 16 sequences. The time of a step grows far more slowly than their number; this is what servers live on
-# (lesson 11), and also why checking eight guessed tokens costs about as much as writing one (lesson 12).
+# There is a way around: several sequences at once share one reading of the weights. We let the model take a step
+# with 1, 4 and 16 sequences. On a machine with nothing else to do the time of a step grows far more slowly than
+# their number. Servers live on this (lesson 11), and it is why checking eight guessed tokens costs hardly more
+# than writing one (lesson 12).
 
 # %%
-times = {}
 big.store_for(8)  # matrices in the order that suits products with several rows
+times = {}
 for b in (1, 4, 16):
     state = big.model.init_state(StateSpec(slots=b, max_len=256))
-    token, start, best = jnp.ones((b, 1), jnp.int32), jnp.zeros(b, jnp.int32), float("inf")
-    advance(big.model, state, token, start)[0].block_until_ready()
-    for _ in range(4):
-        began = time.perf_counter()
-        advance(big.model, state, token, start)[0].block_until_ready()
-        best = min(best, time.perf_counter() - began)
-    times[b] = best
+    arguments = big.model, state, jnp.ones((b, 1), jnp.int32), jnp.zeros(b, jnp.int32)
+    times[b] = seconds(lambda arguments=arguments: advance(*arguments)[0])
+limit = min(nbytes / bandwidth, times[1])  # the best that was seen
 
 
 def draw_batches(figure):
     left, right = figure.subplots(1, 2)
-    left.plot([*times], [1e3 * one for one in times.values()], "o-")
-    left.axhline(1e3 * nbytes / bandwidth, color="C1", linestyle="--", label="reading the weights once")
+    left.plot([*times], [1e3 * one for one in times.values()], "o-", label="measured")
+    left.axhline(1e3 * limit, color="C1", linestyle="--", label="reading the weights once")
     left.set(xlabel="sequences", ylabel="ms a step", ylim=(0, None))
     left.legend()
     right.plot([*times], [b / one for b, one in times.items()], "o-")
@@ -280,8 +286,8 @@ for row, prompt in enumerate(prompts):  # company changes how long it takes, not
 # %% [markdown] exercise
 # ## Exercises
 #
-# **1.** With a window (Mistral: 4,096 tokens), a token looks back so far and no further, and the cache need not be
-# longer than the window. How many bytes has the cache of a text of so many tokens? `window` may be None.
+# **1.** With a window (exercise 1 of lesson 2; 4,096 tokens in the first Mistral), the cache need not be longer
+# than the window. How many bytes has the cache of a text of so many tokens? Without a window, `window` is None.
 
 
 # %% exercise
@@ -297,8 +303,8 @@ def mark_window_cache_bytes(answer):
 
 
 # %% [markdown] exercise
-# **2.** A step of decoding with grouped queries: h query heads, g heads in the cache. Query head i reads KV head
-# `i // (h / g)`. Write it without copying keys or values.
+# **2.** A step of decoding with grouped queries: h query heads, g KV heads in the cache. Query head i reads KV
+# head `i // (h // g)`. Write it without copying keys or values.
 
 
 # %% exercise
@@ -317,8 +323,8 @@ def mark_grouped_step(answer):
 
 # %% [markdown] exercise
 # **3.** At most how many tokens a second can a machine write with b sequences at once? A step reads the weights
-# once and each sequence's cache once, and does two operations a parameter for each sequence (leave attention's own
-# out); the two go on at the same time, so that a step lasts as long as the slower one.
+# once and each sequence's cache once, and does two operations for each parameter and sequence (leave out those of
+# attention); reading and computing go on at the same time, so that a step lasts as long as the slower of the two.
 
 
 # %% exercise

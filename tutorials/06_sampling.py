@@ -3,9 +3,9 @@
 #
 # From logits to a token: temperature, what the filters keep, how a token is drawn, and why a seed repeats a text.
 #
-# The model's last word is a number for each token of the vocabulary. Which token is written is decided outside of
-# the model, in a few lines that have a large say in its style. We write each of them by
-# hand, see what it does to real logits, and in the end repeat a text of the real sampler, token by token.
+# What a model gives is a number for each token of the vocabulary, its logit (lesson 1). Which token is written is
+# decided outside of the model, in a few lines that have a large say in its style: the sampler. We write each of
+# them by hand, see what it does to real logits, and in the end repeat a text of the real sampler, token by token.
 
 # %%
 import jax
@@ -29,12 +29,13 @@ def next_logits(text: str) -> np.ndarray:
 # %% [markdown]
 # ## From logits to probabilities
 #
-# The softmax again: `e` to each logit, divided by the sum. Only differences between logits matter, and a
-# difference of 1 makes a token e = 2.7 times as likely.
+# The softmax of lesson 2 again: `e` to each logit, divided by the sum. Only differences between logits matter, and
+# a difference of 1 makes a token e = 2.7 times as likely.
 #
-# Dividing the logits by a `temperature` first stretches or shrinks the differences. Below 1 the likely tokens
-# become likelier still, near 0 the likeliest gets everything ("greedy"), and above 1 all become alike. The name is
-# physics': in a gas, states of energy E are found as often as e^(-E / temperature) says.
+# Dividing the logits by a temperature first stretches or shrinks the differences. Below 1 the likely tokens become
+# likelier still, near 0 the likeliest gets everything (to take it always is called greedy), and far above 1 all
+# become alike. The name is from physics: in a gas, states of energy E are found as often as e^(-E / temperature)
+# says. The picture has the fourteen likeliest tokens after `Then the king said to his`.
 
 
 # %%
@@ -56,7 +57,7 @@ def draw_temperatures(figure):
     for n, (temperature, chance) in enumerate(chances.items()):
         axes.bar(np.arange(14) + 0.27 * (n - 1), chance[likeliest], width=0.27, label=f"temperature {temperature}")
     axes.set_xticks(range(14), names, rotation=60)
-    axes.set(ylabel="probability")
+    axes.set(xlabel="next token", ylabel="probability")
     axes.legend()
 
 
@@ -74,7 +75,7 @@ for temperature, chance in chances.items():
 #
 # Lay the probabilities end to end along a line of length 1, throw a dart at it, and take the token where it lands.
 # In code: running sums, and the first of them that is larger than the dart. This is called inversion, and is what
-# `ops.sample` does with darts that it is given.
+# `ops.sample` does with the darts that it is given, one for each row of probabilities.
 
 
 # %%
@@ -91,10 +92,11 @@ assert by_hand == defined.tolist()
 assert np.mean(in_jax == defined) > 0.99  # in float32 a dart may land on the other side of a border
 
 # %% [markdown]
-# There is a second way, and it needs no sums. Give each logit a random number of its own from the Gumbel
-# distribution, `-log(-log(uniform))`, and take the largest (Gumbel 1954; Maddison et al. 2014, arXiv:1411.0030).
-# That this draws from the very same distribution is a small wonder. minillm draws so, since the largest of many
-# numbers is found in parts, on many devices if need be. We do it ten thousand times and count.
+# There is a second way, and it needs no sums. Add to each logit a random number of its own from the Gumbel
+# distribution, `-log(-log(uniform))`, and take the token with the largest (Gumbel 1954; Maddison et al. 2014,
+# arXiv:1411.0030). It can be shown that this draws from the very same distribution. minillm draws so, since the
+# largest of many numbers can be found in parts, on many devices if need be. We do it ten thousand times, among the
+# fourteen likeliest, and count.
 
 # %%
 noise = -np.log(-np.log(rng.random((10_000, 14))))
@@ -111,8 +113,8 @@ for count in (counts, np.bincount(by_ops, minlength=14)):
 # ## Filters: never take the thousandth best
 #
 # At temperature 1 now and then a token is drawn to which the model itself gave hardly a chance. Each is a small
-# accident, which all that follows must make sense of. So most samplers cut off the tail and draw from what is
-# left. Where to cut? There are three answers in use:
+# accident, which all that follows must make sense of. So most samplers cut off the tail, by setting logits to
+# minus infinity, and draw from what is left. Where to cut? There are three answers in use:
 #
 # - top-k (Fan et al. 2018, arXiv:1805.04833): keep the k likeliest;
 # - top-p (Holtzman et al. 2019, arXiv:1904.09751): keep the likeliest until together they have probability p;
@@ -149,10 +151,11 @@ for by_hand, by_ops in (
     assert np.array_equal(kept, np.isfinite(by_ops[0]))
 
 # %% [markdown]
-# What is the difference? A model is certain at one token and open at the next. After `200` there is hardly
+# What is the difference? A model is certain at one token and open at the next. After `120` there is hardly
 # anything but `g` and `ml`; what the next ingredient is, nobody can know. Top-k keeps forty tokens in both cases.
-# The others count as the model does. Below are the tokens of a recipe that the model has never seen, and how many
-# would have been kept at each.
+# With the others the number follows the model's certainty. Below is a part of a recipe that was kept from
+# training, and how many tokens each filter would have kept in the place of each. Then we count over the recipe how
+# often the token that came was among those kept.
 
 # %%
 recipe = lm.tokenizer.encode(texts.held_out("recipes")[2].text)[:120]
@@ -168,11 +171,12 @@ part = slice(10, 60)
 
 def draw_kept(figure):
     axes = figure.subplots()
-    for name, count in n_kept.items():
-        axes.step(range(50), count[part], where="mid", label=name)
+    for (name, count), width in zip(n_kept.items(), (2, 4, 1.5), strict=True):  # the third lies upon the second
+        axes.step(range(50), count[part], where="mid", label=name, linewidth=width)
     pieces = [lm.tokenizer.decode([i]).replace("\n", "↵") for i in recipe[11:61]]
-    axes.set_xticks(range(50), pieces, rotation=90, fontsize=7)
-    axes.set(yscale="log", ylabel="tokens kept", xlabel="before this token was known")
+    axes.set_xticks(range(50), pieces, rotation=90, fontsize=9)
+    axes.set(yscale="log", ylabel="tokens kept", xlabel="in the place of this token")
+    axes.yaxis.set_major_formatter("{x:g}")
     axes.set(xlim=(-0.5, 49.5), ylim=(0.8, 150))
     axes.legend(loc="upper center", ncols=3)
 
@@ -181,20 +185,22 @@ picture("06_filters", draw_kept, width=10, height=3.8)
 
 # %%
 for name, count in n_kept.items():
-    kept = np.array([np.isfinite(filters[name](one)[token]) for one, token in zip(rows, recipe[1:], strict=False)])
-    print(f"{name}: {count.mean():5.1f} tokens on average; the token that came was among them {kept.mean():.0%}")
+    kept = [np.isfinite(filters[name](one)[token]) for one, token in zip(rows[:-1], recipe[1:], strict=True)]
+    print(f"{name}: {count.mean():4.1f} tokens on average; the one that came was among them {np.mean(kept):.0%}")
+    assert np.mean(kept) > 0.9
 
 by_ops = ops.keep_top_p(jnp.asarray(rows, jnp.float32), jnp.full(len(rows), 0.9, jnp.float32))
+assert np.ptp(n_kept["top-k 40"]) == 0
 assert np.mean(np.isfinite(by_ops).sum(axis=1) == n_kept["top-p 0.9"]) > 0.98  # sums near 0.9 may round either way
 
 # %% [markdown]
 # ## Penalties: not again
 #
-# A text that repeats itself makes its repetition likelier: small models, greedy above all, fall into circles. A
+# A text that repeats itself makes its repetition likelier: small models, greedy above all, go in circles. A
 # penalty makes tokens that are already there less likely. The usual one (Keskar et al. 2019, arXiv:1909.05858)
 # divides their logits by a number a little above 1 where they are positive, and multiplies by it where they are
-# negative, so that both ways they fall. It is a blunt tool: it also forbids the second `the`, and the second `g`
-# of a recipe.
+# negative, so that both ways they fall. It is a blunt tool: it also tells against the second `the`, and against
+# the second `g` of a recipe.
 
 
 # %%
@@ -207,23 +213,24 @@ def penalised(logits: np.ndarray, seen: set[int], penalty: float) -> np.ndarray:
 prompt = "And the Lord said"
 for penalty in (1.0, 1.3):
     text = lm.generate(prompt, max_tokens=40, temperature=0.0, repeat_penalty=penalty).text
-    print(f"penalty {penalty}:{text}\n")
+    print(f"penalty {penalty}: {prompt}{text}\n")
 
 seen = set(lm.tokenizer.encode(prompt))
 flags = jnp.zeros((1, lm.config.v), bool).at[0, jnp.array(sorted(seen))].set(True)
 by_ops = ops.penalise_repetition(row, flags, jnp.array([1.3], jnp.float32))
 assert np.allclose(penalised(logits, seen, 1.3), by_ops[0], atol=1e-4)
+assert np.all(penalised(logits, seen, 1.3)[list(seen)] <= logits[list(seen)])
 
 # %% [markdown]
 # ## The real sampler, token by token
 #
-# minillm's order is penalties, temperature, top-k, top-p, min-p, then a draw. Its random numbers come from a seed
-# and from the place in the text that is to be filled: place 17 has its own, whatever happened before. So a text
-# can be repeated from its seed, whether it was written alone, in a batch of eight, or with guesses that were taken
-# back; with one stream of numbers for all, each of these would change every token after it.
+# minillm's order is penalties, temperature, top-k, top-p, min-p, then a draw. Its random numbers come from a seed,
+# a number that the user gives, and from the place in the text that is to be filled: place 17 has its own, whatever
+# happened before. So a text can be repeated from its seed, whether it was written alone or together with seven
+# others; with one stream of numbers for all, company would change every token.
 #
-# We write a text with the real thing, and then ourselves: filter the logits, add Gumbel noise for the place, take
-# the largest.
+# We write a text with the real thing, and then ourselves: filter the logits, add the Gumbel noise of the place,
+# take the largest.
 
 # %%
 options = {"temperature": 0.8, "top_k": 50, "top_p": 0.95, "min_p": 0.02}
@@ -235,16 +242,16 @@ written = list(prompt)
 for place in range(len(prompt), len(prompt) + 24):
     one = lm.logits([written])[0, -1].astype(np.float64)
     one = min_p(top_p(top_k(one / 0.8, 50), 0.95), 0.02)
-    key = jax.random.fold_in(jax.random.key(7), place)
+    key = jax.random.fold_in(jax.random.key(7), place)  # where the random numbers of this place begin
     noise = jax.random.gumbel(key, one.shape, jnp.float32)
     written.append(int(np.argmax(one + np.asarray(noise))))
 
 assert written[len(prompt) :] == completion.tokens
 
 # %% [markdown]
-# The same object, asked for its filtered logits, must agree with ours, too. This is all that happens between the
-# model and the text: `minillm/sampling.py` has some 200 lines, most of them about batches and about users'
-# mistakes.
+# The sampler can also be asked for its filtered logits alone; they must agree with ours, too. This is all that
+# happens between the model and the text. (`minillm/sampling.py` has some 200 lines, most of them about several
+# texts at once and about users' mistakes.)
 
 # %%
 sampler = new_sampler(**options, seed=7)
@@ -299,8 +306,8 @@ def mark_n_top_p(answer):
 
 
 # %% [markdown] exercise
-# **3.** Entropy, `-sum(chance · log(chance))`, says how open a choice is, in nats: log(n) for n equal tokens. Find
-# the temperature at which it has a wanted value. (It grows with the temperature. Halve an interval, again and
+# **3.** Entropy, `-sum(chance · log(chance))`, says how open a choice is, in nats: log(n) for n equal chances.
+# Find the temperature at which it has a wanted value. (It grows with the temperature. Halve an interval, again and
 # again.)
 
 

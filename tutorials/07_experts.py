@@ -4,10 +4,11 @@
 # Many feed-forward layers of which each token uses a few: how it is routed, what balance means, what experts
 # learned.
 #
-# In lesson 4 nearly two thirds of the parameters were in the feed-forward layers, and every token paid for all of
-# them. A mixture of experts has several such layers, side by side, and a small matrix, the router, that sends each
-# token to the few that suit it. So a model can know more without being slower for each token. The model of this
-# lesson is `tiny-moe`: eight experts a layer, three for each token. Everything else is as in lesson 4.
+# In lesson 4 nearly two thirds of the parameters were in the feed-forward blocks, and every token paid for all of
+# them. A mixture of experts (MoE) has several feed-forward networks side by side in each such block, the experts,
+# and a small matrix, the router, that sends each token to the few that suit it. So a model can have more
+# parameters, and know more, at the same work for each token. The model of this lesson is `tiny-moe`: eight experts
+# a layer, three for each token. Everything else is as in lesson 4.
 
 # %%
 import jax
@@ -27,9 +28,9 @@ rng = np.random.default_rng(0)
 # %% [markdown]
 # ## The router
 #
-# The router is a matrix `[d, e]`: it gives each token a number for each of `e` experts, as the head gives one for
+# The router is a matrix `[d, e]`: it gives each token a logit for each of `e` experts, as the head gives one for
 # each word. The `m` largest win (Shazeer et al. 2017, arXiv:1701.06538). How much each counts is a softmax, over
-# the winners alone, so that the weights of a token add up to 1. We route five tokens to two of four experts.
+# the winners alone, so that the weights of a token add up to 1. We route five tokens to two of four experts each.
 
 
 # %%
@@ -53,9 +54,9 @@ for by_ops in (route_ref(logits, top_k=2), route(jnp.asarray(logits), top_k=2)):
 # %% [markdown]
 # ## The experts
 #
-# An expert is a feed-forward layer as in lesson 4, only narrower. As a loop it reads: for each token, for each of
-# its experts, add the weight times what the expert makes of it. Each token makes 3 m products of a single row: a
-# slow program, since weights are read anew for every token (lesson 5).
+# An expert is a feed-forward network as in lesson 4, only narrower. As a loop it reads: for each token, for each
+# of its experts, add the weight times what the expert makes of it. An expert has three matrices, so each token
+# makes 3 m products of a single row: a slow program, since weights are read anew for every token (lesson 5).
 
 # %%
 d, f, e = 16, 8, 4
@@ -78,17 +79,16 @@ for token in range(5):
 assert np.allclose(y, moe_ref(x, weights, experts, w_gate, w_up, w_down), atol=1e-5)
 
 # %% [markdown]
-# Better: sort the visits by expert. Then each expert has its rows together and makes one product of them, and in
-# the end each token collects its own. `ops.moe_sorted` does so, and the model's block uses it. The other way is to
-# let every expert work on every token and to throw most of it away, `moe_dense`: e / m times the work, but no
-# sorting.
+# Better: list the visits, one for each token and each of its experts, and sort them by expert. Then each expert
+# has its rows together and takes them in one go, and in the end each token collects its own. `ops.moe_sorted` does
+# so, and the model's block uses it. The other way is to let every expert work on every token and to throw most of
+# it away, `moe_dense`: e / m times the work, but no sorting. All must give what the loop gave.
 
 # %%
-visits = experts.reshape(-1)  # [t m], token by token
+visits = experts.reshape(-1)  # the expert of each visit, token by token: [t * m], m = 2
 order = np.argsort(visits, kind="stable")
 token_of = order // 2
-sizes = np.bincount(visits, minlength=e)
-print("tokens, sorted by expert:", token_of, "- rows of each expert:", sizes)
+print("tokens, sorted by expert:", token_of, "- rows of each expert:", np.bincount(visits, minlength=e))
 
 made = np.concatenate([expert(i, x[token_of[visits[order] == i]]) for i in range(e)])
 by_sorting = np.zeros_like(x)
@@ -102,8 +102,9 @@ assert np.allclose(moe_dense(*arrays), y, atol=1e-5)
 # %% [markdown]
 # ## In the model
 #
-# Now a block of `tiny-moe`, with what really enters it: a recipe, after the first attention. And the point of it
-# all, in figures: the parameters that there are, and those that one token meets.
+# Now the first such block of `tiny-moe`, with what really enters it: a recipe, after the first attention block. We
+# go expert by expert, and add the result to what entered. And the point of it all, in figures: the parameters that
+# there are, and those that one token meets.
 
 # %%
 recipe = lm.tokenizer.encode(texts.held_out("recipes")[0].text)
@@ -126,18 +127,22 @@ of_experts = sum(leaf.size for leaf in jax.tree.leaves(matrices))
 every = sum(leaf.size for leaf in jax.tree.leaves(lm.model))
 met = every - of_experts * (block.spec.e - block.spec.top_k) // block.spec.e
 print(f"{every:,} parameters, of which a token meets {met:,}")
+assert met < every / 2
 assert np.allclose(entering[0] + y, by_block[0], atol=1e-4)
 
 # %% [markdown]
 # ## Balance
 #
 # A router left to itself finds a few experts good enough, sends everything there, and the others never learn. So
-# training adds a loss: with `share` the part of all choices that fell on an expert and `chance` the router's mean
-# softmax for it, `e · sum(share · chance)`, which is 1 if all is even and grows as both gather on the same experts
-# (Fedus et al. 2021, arXiv:2101.03961, eq. 4). A block reports both numbers when it runs.
+# training, which changes the parameters so that the loss falls, is given a second loss to mind. With `share` the
+# part of all choices that fell on an expert, and `chance` the router's softmax for it, over all experts and
+# averaged over tokens, it is `e · sum(share · chance)`: 1 if all is even, more as both gather on the same experts
+# (Fedus et al. 2021, arXiv:2101.03961, eq. 4). A block reports both numbers when it runs. Training made things
+# even over all texts; in one recipe they need not be.
 #
-# It also matters for speed. On many devices each expert has room for so many tokens, its capacity, and what comes
-# later passes it by. We let the block's experts do that: with even loads a capacity of 3/8 of the tokens would do.
+# Balance also matters for speed. On many devices each expert has room for so many tokens, its capacity, and the
+# tokens that come later go without it. We let the block's experts do that: if all got the same, room for 3/8 of
+# the tokens would do.
 
 # %%
 share = np.bincount(experts.reshape(-1), minlength=8) / experts.size
@@ -146,9 +151,10 @@ print("share of choices:", share.round(3), f"balance loss {8 * np.sum(share * np
 
 arrays = [*map(jnp.asarray, (normed, weights, experts.astype(np.int32), w_gate, w_up, w_down))]
 for room in (len(recipe) * 3 // 8, len(recipe) // 2, len(recipe)):
-    served = moe_capacity(*arrays, capacity=room)
-    hurt = np.mean(np.any(np.abs(np.asarray(served) - y) > 1e-3, axis=1))
-    print(f"room for {room:>3} of {len(recipe)} tokens an expert: {hurt:.0%} of the tokens lose something")
+    served = np.asarray(moe_capacity(*arrays, capacity=room))
+    hurt = np.any(np.abs(served - y) > 1e-3, axis=1)
+    print(f"room for {room:>3} of {len(recipe)} tokens an expert: {hurt.mean():.0%} of the tokens lose something")
+    assert np.any(hurt) == (room < np.bincount(experts.reshape(-1)).max())
 
 assert np.allclose(served, y, atol=1e-4)  # room for all
 assert np.array_equal(proposed.load, np.bincount(experts.reshape(-1), minlength=8))
@@ -158,8 +164,8 @@ assert np.allclose(proposed.probability, chance, atol=1e-5)
 # ## What experts learned
 #
 # Is there an expert for salt and one for kings? Here is a piece of a recipe and a piece of scripture, each token
-# in the colour of the expert that weighs most for it, in the first layer and in the fifth. Look at them before you
-# read on.
+# in the colour of the expert that weighs most for it, in the first layer (layer 0) and in the fifth (layer 4).
+# Look at them before you read on.
 
 
 # %%
@@ -200,13 +206,14 @@ def draw_choices(figure):
 picture("07_choices", draw_choices, width=11, height=3.6)
 
 # %% [markdown]
-# The first layer asks which kind of text this is: scripture has an expert of its own there, from its first word
-# on. The fifth layer asks what kind of token it is: commas and full stops have one colour, `his`, `the`, `no`,
-# `had been` and `are` another, and what stands before and after verbs a third. This is what was found in large
-# models, too: experts for kinds of tokens rather more than for subjects (Jiang et al. 2024, arXiv:2401.04088,
+# In the first layer one expert comes first for all of the scripture, from its first word on, and hardly ever for
+# the recipe. In the fifth layer it is the kind of token that decides. In the scripture commas and full stops have
+# one colour; `the`, `his`, `a`, `no` and `had` another; `sent`, `came`, `to` and `will` a third. In large models,
+# too, experts for kinds of tokens were found rather than for subjects (Jiang et al. 2024, arXiv:2401.04088,
 # section 5).
 #
-# Counted over more text: the share of the choices that each expert gets, layer by layer.
+# Now counted over more text: the share of the choices that each expert gets, layer by layer. Then we check what
+# was said.
 
 
 # %%
@@ -225,7 +232,7 @@ def draw_shares(figure):
     for axes, (source, one) in zip(figure.subplots(1, 2, sharey=True), shares.items(), strict=True):
         image = axes.imshow(one, cmap="viridis", vmin=0, vmax=0.4)
         axes.set(title=source, xlabel="expert", ylabel="layer")
-    figure.colorbar(image, label="share of choices (even: 0.125)")
+    figure.colorbar(image, label="share of choices (if even: 0.125)")
 
 
 picture("07_shares", draw_shares, width=9)
@@ -233,15 +240,23 @@ picture("07_shares", draw_shares, width=9)
 # %%
 differ = 0.5 * np.abs(shares["recipes"] - shares["scripture"]).sum(axis=1)
 print("choices that fall elsewhere in scripture than in recipes, by layer:", [f"{one:.0%}" for one in differ])
-of_scripture = np.bincount(choices["scripture"][0], minlength=8).max() / len(shown["scripture"])
-print(f"{of_scripture:.0%} of the piece of scripture puts the same expert first in the first layer")
+first = np.bincount(choices["scripture"][0], minlength=8)
+print(f"{first.max() / first.sum():.0%} of the piece of scripture has expert {first.argmax()} first in layer 0")
+assert first.max() > 0.9 * first.sum()
+assert np.mean(choices["recipes"][0] == first.argmax()) < 0.1
+
+kinds = {"marks": [",", ".", ";"], "articles": [" the", " his", " a", " no"], "verbs": [" came", " to", " will"]}
+for kind, pieces in kinds.items():
+    experts = choices["scripture"][4][[lm.tokenizer.decode([i]) in pieces for i in shown["scripture"]]]
+    print(f"{kind} in the scripture, in layer 4: experts {experts}")
+    assert np.bincount(experts).max() > 0.8 * len(experts)
 for source, tokens in samples.items():
     assert np.all(loads[source].sum(axis=1) == tokens.size * block.spec.top_k)
 
 # %% [markdown] exercise
 # ## Exercises
 #
-# **1.** Write the balance loss from what a router says.
+# **1.** Write the balance loss, from the logits of a router.
 
 
 # %% exercise
@@ -261,8 +276,8 @@ def mark_balance_loss(answer):
 
 
 # %% [markdown] exercise
-# **2.** How many parameters of the feed-forward layers does a token meet, and how many are there? Some models
-# (DeepSeek's) have besides the routed experts `shared` ones that serve every token, of the same size.
+# **2.** How many parameters of the feed-forward blocks does a token meet, and how many are there? Some models
+# (DeepSeek's) have, besides the routed experts, `shared` ones of the same size that serve every token.
 
 
 # %% exercise
@@ -278,9 +293,10 @@ def mark_met_and_all(answer):
 
 
 # %% [markdown] exercise
-# **3.** DeepSeek-V3 (arXiv:2412.19437, section 2.1.2) balances without a loss: scores are sigmoids, and each
-# expert has a bias that is raised while it gets too little. The bias takes part in the choice, but not in the
-# weights, which are the scores of the chosen, divided by their sum.
+# **3.** DeepSeek-V3 (arXiv:2412.19437, section 2.1.2) balances without a loss. The score of an expert is the
+# sigmoid of its logit, `1 / (1 + e^-logit)`, and each expert has a bias that is raised while it gets too little.
+# The m experts with the largest score plus bias are chosen; their weights are their scores without the bias,
+# divided by their sum.
 
 
 # %% exercise

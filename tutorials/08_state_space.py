@@ -4,9 +4,10 @@
 # A memory that never grows: the same recurrence as a loop, a convolution and a scan, and the Mamba block made of
 # it.
 #
-# Attention remembers every token, and pays for it with every token (lesson 5). The layers of this lesson keep a
-# state of fixed size, which fades and is written to. We look at one number of such a state first, and build up to
-# the Mamba block of `tiny-hybrid`, in which two layers of three remember in this way, and one attends.
+# Attention remembers every token, and pays for it with every token (lesson 5). The blocks of this lesson keep a
+# state of fixed size, which fades and is written to; they are called state-space models (SSMs), even where they
+# are only parts of one. We look at one number of such a state first, and build up to the Mamba block of
+# `tiny-hybrid`, a model in which two layers of three remember in this way, and one attends.
 
 # %%
 import jax
@@ -36,13 +37,14 @@ rng = np.random.default_rng(0)
 # %% [markdown]
 # ## A number that fades
 #
-# Let the state be one number h. With each token it loses a part of itself, and takes up something of the input x:
+# Let the state be one number h, and the input one number x a token. With each token the state loses a part of
+# itself, and takes up something of the input:
 #
 #     h_t = exp(dt A) h_{t-1} + dt B x_t           y_t = C h_t
 #
-# A is negative and says how fast h fades, per unit of time; dt is how much time a token takes; B and C weigh what
-# is written and what is read. (It is the equation of a capacitor that leaks, in steps of length dt; hence the
-# names.) Sixty tokens, of which two carry a 1.
+# A is negative and says how fast h fades, per unit of time; dt is how much time a token takes, its step; B and C
+# weigh what is written and what is read. (Engineers describe a leaking capacitor so, in steps of length dt; hence
+# the names.) We feed it sixty tokens, of which two carry a 1 and the others 0.
 
 # %%
 t, A, B, C = 60, -1.0, 1.0, 2.0
@@ -60,34 +62,36 @@ def recurrence(x: np.ndarray, dt: float) -> np.ndarray:
 
 
 def as_op(dt: float) -> np.ndarray:
-    """The same by `ops`, for one sequence, one channel, one number of state."""
+    """The same by `ops`, whose arrays are x, dt [b t i], A [i n], B, C [b t n]; here b, i and n are 1."""
     constant = np.ones((1, t, 1))
     y, _ = selective_scan_ref(x[None, :, None], dt * constant, np.array([[A]]), B * constant, C * constant)
     return y[0, :, 0]
 
 
-print("dt 0.1:", recurrence(x, 0.1)[[4, 5, 6, 15, 29, 30, 31]].round(4))
+for token in (4, 5, 6, 15, 29, 30, 31):
+    print(f"token {token:>2}: x is {x[token]:.0f}, y is {recurrence(x, 0.1)[token]:.4f}")
 assert np.allclose(recurrence(x, 0.1), as_op(0.1))
 
 # %% [markdown]
 # ## The same as a convolution
 #
 # Follow one input through the loop: it is multiplied by `dt B`, then faded once a token, then read with C. So y is
-# a sum over all earlier inputs, each weighted by how long ago it came, `C exp(dt A)^j dt B` for j tokens. That is
-# a convolution, and all its outputs can be computed at once, with no loop over time (Gu et al. 2021,
+# a sum over all inputs so far, each weighted by how long ago it came, `C exp(dt A)^j dt B` for j tokens. That is a
+# convolution, and all its outputs can be computed at once, with no loop over time (Gu et al. 2021,
 # arXiv:2111.00396). The picture shows the answer for three steps dt: with a small one the state remembers for long
 # and takes up little.
 
 # %%
-kernel = C * np.exp(0.1 * A) ** np.arange(t) * 0.1 * B
+kernel = C * np.exp(0.1 * A) ** np.arange(t) * 0.1 * B  # the weight of an input 0, 1, 2 … tokens ago
 by_convolution = np.convolve(x, kernel)[:t]
 
 
 def draw_fading(figure):
     axes = figure.subplots()
     for dt in (0.02, 0.1, 0.5):
-        axes.plot(recurrence(x, dt), label=f"dt {dt}")
-    axes.vlines([5, 30], 0, 0.1, color="grey", linestyle=":", label="inputs")
+        axes.step(range(t), recurrence(x, dt), where="mid", label=f"dt {dt}")
+    for place in np.flatnonzero(x):
+        axes.axvline(place, color="grey", linestyle=":", label="input of 1" if place == 5 else None)
     axes.set(xlabel="token", ylabel="y")
     axes.legend()
 
@@ -103,17 +107,19 @@ assert np.allclose(by_convolution, as_op(0.1))
 #
 # A convolution treats every token alike. But to remember a name through a page of small talk, a memory must write
 # the name and ignore the talk. So in Mamba (Gu and Dao 2023, arXiv:2312.00752) dt, B and C are computed from the
-# token. A dt near 0 means: this token does not exist, nothing fades, nothing is written. A large one: forget
-# everything, and take up this. Here every token carries noise, one the number 3, and only its dt is not small.
+# token; such a state-space model is called selective. A dt near 0 means: this token does not exist, nothing fades,
+# nothing is written. A large one: forget everything, and take up this. Below every token carries noise, except for
+# one with the number 3, and only its dt is not small. It must be there still at the end.
 #
-# The price: weights that change with the token are no convolution. The loop remains, or something cleverer.
+# The price: where the weights change with the token there is no one kernel to convolve with. The loop remains, or
+# something cleverer.
 
 # %%
 noisy = rng.normal(size=t)
 noisy[20] = 3.0
 dt = np.full(t, 1e-3)
 dt[20] = 5.0
-shaped = [one[None, :, None] for one in (noisy, dt, np.ones(t), np.ones(t))]
+shaped = [one[None, :, None] for one in (noisy, dt, np.ones(t), np.ones(t))]  # x, dt, and B = C = 1; A is still -1
 y, state = selective_scan_ref(shaped[0], shaped[1], np.array([[A]]), shaped[2], shaped[3])
 
 h, selective = 0.0, []
@@ -130,10 +136,13 @@ assert np.isclose(selective[-1], selective[20], rtol=0.1)
 #
 # One token does to the state `h -> a h + u`. Two tokens, one after the other, do `h -> a2 (a1 h + u1) + u2`, which
 # has the same form, with `a = a2 a1` and `u = a2 u1 + u2`. So tokens can be combined before the state is known;
-# and as it does not matter where one puts the brackets, in a tree, whose depth grows only with log2(t). `jax.lax`
-# calls it `associative_scan`. On a device with thousands of processors that beats the loop. On a CPU it does not:
-# it does more work and writes all states to memory. In between lies the chunked form: a tree within pieces, a loop
-# over them.
+# and as it does not matter where one puts the brackets, in a tree, whose depth grows only with log2(t). JAX calls
+# it `associative_scan`. It suits devices with thousands of processors. On a few cores the loop is hard to beat,
+# for the tree does more work and writes all states to memory. In between lies the chunked form: a tree within
+# pieces of the text, a loop over the pieces.
+#
+# We run the selective tokens from above through the tree, and then hold all three forms in `ops` to the definition,
+# now with `b` sequences, `i` channels of input, and `n` numbers of state for each channel.
 
 
 # %%
@@ -159,11 +168,13 @@ for form in (sequential_selective_scan, associative_selective_scan, chunked_sele
 # %% [markdown]
 # ## The Mamba block
 #
-# Around the scan stands what you know from attention's block. The normed vectors are multiplied by a matrix that
-# gives twice `i` channels: one half goes through the memory, the other is its gate in the end. A short convolution
-# lets each channel look at its last four tokens. From the result come dt, B and C for each token: dt for each
-# channel, B and C, `n` = 16 numbers each, for all channels together. (Jamba's models norm these three once more.)
-# We write it out with the weights of the first block.
+# Around the scan stands what you know from the other blocks. The normalised vectors are multiplied by a matrix that
+# gives twice `i` = 512 channels: one half goes through the memory, the other is its gate in the end, as in the
+# feed-forward block (lesson 4). A short convolution lets each channel look at its last four tokens. From the
+# result come dt, B and C of each token: B and C, `n` = 16 numbers each, for all channels together, and dt for each
+# channel, by way of 16 numbers, and through `softplus(z) = log(1 + e^z)`, which makes it positive. (Models of the
+# family Jamba, as this one, normalise these three before.) A and D are learned and the same for all tokens; D adds
+# to y a part of the input that bypasses the memory. We write it out with the weights of the first block.
 
 # %%
 text = texts.held_out("recipes")[1].text
@@ -188,50 +199,53 @@ assert block is lm.model.blocks[0]
 assert np.allclose(by_hand, by_block, atol=1e-3)
 
 # %% [markdown]
-# What did training make of the steps? Taken over all channels they hardly differ from token to token. Single
-# channels do choose. Here are the 24 whose dt varies most, a row each, a column for each token: bright is a large
-# dt, where the channel forgets and takes up this token, dark a small one, where it carries on what it has.
+# What did training make of the steps? Averaged over all channels they hardly differ from token to token. Single
+# channels do choose. The picture has the 16 whose dt varies most, a row each, and a column for each token. Red is
+# a dt above what is usual for the channel: it forgets, and takes up this token. Blue is one below: it carries on
+# what it has. Follow a row: channel 229, for one, opens where a line begins, at the dashes, `Steps` and `1.`.
 
 # %%
 steps = np.log10(np.asarray(dt)[0])  # [t, i]
-selective = np.argsort(-steps.std(axis=0))[:24]
+selective = np.argsort(-steps.std(axis=0))[:16]
+relative = steps[:56, selective] - np.median(steps[:, selective], axis=0)
 names = [lm.tokenizer.decode([one]).replace("\n", "↵") for one in ids]
 
 
 def draw_steps(figure):
     axes = figure.subplots()
-    image = axes.imshow(steps[:64, selective].T, aspect="auto", cmap="magma", interpolation="nearest")
-    axes.set_xticks(range(64), names[:64], rotation=90, fontsize=6)
-    axes.set(ylabel="channel, the choosiest first")
-    figure.colorbar(image, label="log10(dt)")
+    image = axes.imshow(relative.T, aspect="auto", cmap="RdBu_r", vmin=-0.8, vmax=0.8, interpolation="nearest")
+    axes.set_xticks(range(56), names[:56], rotation=90, fontsize=8)
+    axes.set_yticks(range(16), selective.tolist(), fontsize=8)
+    axes.set(xlabel="token", ylabel="channel")
+    figure.colorbar(image, label="log10(dt / the channel's median)", pad=0.01)
 
 
-picture("08_steps", draw_steps, width=11, height=4)
+picture("08_steps", draw_steps, width=12, height=4)
 
 # %%
 for channel in selective[:6]:
     best = dict.fromkeys(names[place] for place in np.argsort(-steps[:, channel])[:6])
     low, high = 10 ** steps[:, channel].min(), 10 ** steps[:, channel].max()
     print(f"channel {channel:>3}, dt from {low:.4f} to {high:.3f}, opens for {', '.join(map(repr, best))}")
-assert np.all(np.asarray(dt) > 0)
+together, single = steps.mean(axis=1).std(), steps.std(axis=0).mean()
+print(f"standard deviation of log10(dt) over tokens: {single:.2f} in a channel, {together:.2f} averaged over all")
+assert single > 5 * together
 assert np.all(np.asarray(A) < 0)  # so that exp(dt A) is below 1, and no state can grow by itself
 
 # %% [markdown]
 # ## A memory that does not grow
 #
-# The state of a channel is n = 16 numbers, whatever the text's length; a cache of keys and values has a row for
-# each token. And what is remembered is all that is needed to go on: fed in two pieces, a text gives the same
-# logits.
+# The state of a channel is n = 16 numbers, and the last three inputs of its convolution, whatever the text's
+# length; a cache of keys and values has a row for each token. We count the bytes of both. And what is remembered
+# is all that is needed to go on: fed in two pieces, as in lesson 5, a text gives the same logits.
 
 
 # %%
 def kept(kind: type, length: int) -> int:
     """Bytes that blocks of a kind keep of a text of so many tokens."""
     spec = StateSpec(slots=1, max_len=length)
-    shapes = [
-        jax.eval_shape(lambda one=one: one.init_state(spec)) for one in lm.model.blocks if isinstance(one, kind)
-    ]
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
+    states = [one.init_state(spec) for one in lm.model.blocks if isinstance(one, kind)]
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(states))
 
 
 for length in (64, 512, 4096):
@@ -252,7 +266,8 @@ assert np.allclose(np.concatenate(rows), lm.logits([ids])[0], atol=2e-3)
 # %% [markdown] exercise
 # ## Exercises
 #
-# **1.** How many tokens does it take until a state has lost half of what was written, if no token adds to it?
+# **1.** After how many tokens has a state lost half of what was written, if no token adds to it? (A fraction of a
+# token may come out.)
 
 
 # %% exercise
@@ -267,8 +282,8 @@ def mark_half_life(answer):
 
 
 # %% [markdown] exercise
-# **2.** The convolution in front of the scan: y_t = sum over j of weight[:, j] x_{t - (w - 1) + j}. Its own memory
-# is the last w - 1 inputs, so that a text may come in pieces.
+# **2.** The convolution in front of the scan: `y_t` is the sum over j of `weight[:, j] x_{t - (w - 1) + j}`. Its
+# own memory is the last w - 1 inputs, so that a text may come in pieces.
 
 
 # %% exercise

@@ -3,10 +3,10 @@
 #
 # Many requests at once: memory in pages, rows of a batch that never wait, and texts that begin alike read once.
 #
-# A decoding step serves sixteen texts in hardly more time than one (lesson 5). So a server wants many texts in each
-# step. Two things are in the way: nobody knows how long a text will get, so how much memory to put aside for it?
-# And texts end at different times, so what becomes of their rows in the batch? The answers are those of an
-# operating system: pages, and a scheduler. First the pages.
+# A decoding step serves sixteen texts in far less than sixteen times the time of one (lesson 5). So a server wants
+# many texts in each step. Two things are in the way: nobody knows how long a text will get, so how much memory to
+# put aside for it? And texts end at different times, so what becomes of their rows in the batch? The answers are
+# those of an operating system: pages, and a scheduler. First the pages.
 
 # %%
 from collections import deque
@@ -26,16 +26,16 @@ from minillm.span import Span
 
 lm = minillm.load("tiny-transformer")
 rng = np.random.default_rng(0)
-COLOURS = ["#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bbbbbb"]
+COLOURS = ["#8fb8de", "#f4a7a0", "#9fd39a", "#e6d67a", "#b9e3f0", "#d3a9d6", "#cccccc"]  # a colour a text
 
 # %% [markdown]
 # ## Pages
 #
 # If every text is given room for the longest that is allowed, most of it stays empty. If each is given little, it
-# must move when it grows. So memory is cut into pages of `o` rows, keys and values of a token each, and a text
-# takes a page when it needs one, wherever that lies (Kwon et al. 2023, arXiv:2309.06180). A table says where: row i
-# of a text is row `i % o` of page `table[i // o]`. Four texts of different length write their tokens by turns, as
-# they do when they are decoded together.
+# must move when it grows. So memory is cut into pages of `o` rows, a row for the key and value of one token, and a
+# text takes a page when it needs one, wherever that lies (Kwon et al. 2023, arXiv:2309.06180). A table says where:
+# token i of a text is in row `i % o` of page `table[i // o]`. Four texts of different length write their tokens by
+# turns, as they do when they are decoded together.
 
 # %%
 o, lengths = 4, [13, 6, 22, 9]
@@ -54,7 +54,8 @@ print("tables:", tables)
 
 
 def draw_pages(figure):
-    for axes, title in zip(figure.subplots(1, 2), ("room for 32 tokens each", "pages of 4 rows"), strict=True):
+    titles = "room for 32 tokens each", "16 pages of 4 tokens (between the lines)"
+    for axes, title in zip(figure.subplots(1, 2), titles, strict=True):
         axes.set(title=title, xlim=(0, 32), ylim=(4.2, -0.2))
         axes.axis("off")
         for place in range(128):
@@ -72,9 +73,10 @@ def draw_pages(figure):
 picture("11_pages", draw_pages, width=10, height=1.9)
 
 # %% [markdown]
-# Left, three fifths of the room are kept for tokens that may never come. Right, nothing is empty but ends of last
-# pages. Attention only has to find its rows: it looks up the table, and from there on all is as it was. In `ops`
-# the tables of a batch are one array; where a table is shorter it is filled up with anything.
+# A colour is a text, and grey is empty. Left, three fifths of the room are kept for tokens that may never come.
+# Right, nothing is empty but the ends of last pages, and a page that nobody has taken. Attention only has to find
+# its rows: it looks up the table, and from there on all is as it was. In `ops` the tables of a batch are one array;
+# where a table is shorter it is filled up with anything. The library lends its pages from a `PagePool`.
 
 # %%
 found = [memory[tables[b]].reshape(-1, 2, 8)[: lengths[b]] for b in range(4)]  # s g k
@@ -87,13 +89,10 @@ q = rng.normal(size=(4, 1, 2, 8))  # b t h k: a query each, of its last token
 y = paged_attention_ref(q, memory, memory, table, np.array(lengths))  # values are the keys, for once
 for b in range(4):
     assert np.allclose(y[b], attention_ref(q[b : b + 1], written[b][None], written[b][None])[0])
-pool = PagePool(16, o)
-lent = [[] for _ in lengths]
-assert all(
-    pool.extend(pages, n) for pages, n in zip(lent, lengths, strict=True)
-)  # the library's list of free pages
+pool, lent = PagePool(16, o), [[] for _ in lengths]
+assert all(pool.extend(pages, n) for pages, n in zip(lent, lengths, strict=True))  # False if no page were left
 assert [len(pages) for pages in lent] == [len(pages) for pages in tables]
-assert pool.n_pages - len(pool.free) == sum(len(pages) for pages in tables)
+assert len(pool.free) == len(free) == 1
 
 # %% [markdown]
 # ## Page by page
@@ -137,9 +136,9 @@ assert np.allclose(y_renamed, y, atol=1e-5)
 # %% [markdown]
 # ## In the model
 #
-# A model's memory of kind "paged" is a pool of pages in every attention block, and the table travels in the `Span`,
-# once for all blocks. Two recipes of different length are read in one batch, the second padded. Their logits must
-# be those of each alone.
+# A model's memory of kind "paged" is an array of pages in every attention block, and the table travels in the
+# `Span`, once for all blocks. Two recipes of different length are read in one batch, the second padded to the
+# length of the first; `n` says how many tokens of a row are real. Their logits must be those of each alone.
 
 # %%
 first, second = (lm.tokenizer.encode(document.text) for document in texts.held_out("recipes")[:2])
@@ -196,7 +195,7 @@ assert np.allclose(logits[0, :20], lm.logits([third])[0, 32:], atol=1e-3)
 
 # %% [markdown]
 # `minillm/cache/prefix.py` keeps a tree of all beginnings that are still in memory, and finds the longest that fits
-# (Zheng et al. 2023, arXiv:2312.07104). If a text leaves it within a page, that page is copied.
+# (Zheng et al. 2023, arXiv:2312.07104). If a text departs from it within a page, that page is copied.
 #
 # ## Rows that never wait
 #
@@ -230,12 +229,14 @@ def continuous(wanted: list[int], rows: int) -> list[list[int]]:
 steps = continuous(wanted, 3)
 print(f"{sum(wanted)} tokens: {in_batches(wanted, 3)} steps in batches of three, {len(steps)} if rows never wait,")
 print(f"{-(-sum(wanted) // 3)} if all three were busy to the end")
+assert sum(wanted) / 3 <= len(steps) < in_batches(wanted, 3)
 
 # %% [markdown]
 # `minillm.engine.Engine` does it with the model. Every step of it gives each request that has a row a token, and it
-# has fewer pages than all might need: when none is free, the youngest request gives its own back, waits, and later
-# reads its text again. In this exact mode a step also takes in up to eight tokens of a prompt, all in one program.
-# We note after each step who has which row, and how many pages are in use.
+# has fewer pages than all might need: when there are too few, the youngest request gives its own back, waits, and
+# later reads its text again. With `exact=True` prompts and single tokens go through one program, in which a step
+# takes in up to eight tokens of a text; why this makes tokens equal to the bit is said in lesson 12. We note after
+# each step who has which row, and how many pages are in use.
 
 # %%
 titles = "Tomato Soup,Oatmeal with Apple,Potato Salad,Chicken with Rice,Pancakes,Apple Pie,Fish Stew".split(",")
@@ -266,16 +267,17 @@ def draw_schedule(figure):
                     above.text(step + 0.5, place, titles[one], fontsize=7, va="center")
     above.set(yticks=range(3), ylabel="row of the batch", ylim=(2.5, -0.5))
     below.step(range(len(used)), used, where="post", color="black")
-    below.axhline(16, color="C3", linestyle="--")
+    below.axhline(16, color="C3", linestyle="--", label="all there are")
     below.set(xlabel="step", ylabel="pages in use", ylim=(0, 18), xlim=(0, len(rows)))
+    below.legend(fontsize=8, loc="lower right")
 
 
 picture("11_schedule", draw_schedule, width=10, height=3.6)
 
 # %% [markdown]
-# Follow Apple Pie: at step 58 the soup needs one more page, and the pie, which came last, has to go. When the soup
-# has ended it is back, in another row. It had 18 tokens, which it reads in a few steps, where it took one for each
-# before. (The white gaps are the steps in which a text ended.)
+# Follow Apple Pie: near step 58 the soup needs its ninth page and the pie its fourth, one is free, and the pie,
+# which came last, has to go. When the soup has ended it is back, in another row: it reads its 18 tokens, eight a
+# step, and goes on. (Elsewhere the white gaps are the steps in which a text ended.)
 #
 # Does it matter to a text who else is there? It must not: the same seven, each alone in an engine of the same
 # sizes, have to say the same, token for token, whoever sat beside them and whether they were sent away.
@@ -283,7 +285,7 @@ picture("11_schedule", draw_schedule, width=10, height=3.6)
 # %%
 alone = Engine(lm, **sizes)
 assert all(len(requests[i].tokens) == wanted[i] for i in range(7))
-assert any(one.preempted for one in requests)
+assert [titles[i] for i in range(7) if requests[i].preempted] == ["Apple Pie"]
 for i in range(7):
     assert submit(alone, i).wait().tokens == requests[i].tokens
 

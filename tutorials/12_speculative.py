@@ -5,10 +5,11 @@
 # lost.
 #
 # Decoding waits for memory: a pass that takes in eight tokens reads the same weights as a pass over one, and costs
-# about the same (lesson 5). If only the next seven tokens were known! A cheap model can guess them, and often it is
+# not much more (lesson 5). If only the next seven tokens were known! A cheap model can guess them, and often it is
 # right, for much of a text is easy. The large model then reads all guesses in one pass, and says at every place
 # what *it* would have written there. Guesses are kept as far as they hold. The claim is that the text is no worse
-# by it, but exactly what the large model alone would have given, and in this lesson that is shown in three ways.
+# by it, but exactly what the large model alone would have given. In this lesson that is shown in three ways: by
+# adding up all cases, by counting, and by comparing texts token by token.
 
 # %%
 import jax
@@ -29,11 +30,12 @@ rng = np.random.default_rng(0)
 # %% [markdown]
 # ## Guess, and check
 #
-# `tiny-draft` has a tenth of the parameters and the same tokens. The loop: it writes `m` tokens, one after the
-# other; the large model reads text and guesses in one pass, which gives its own choice after each of them; guesses
-# are kept up to the first that is not that choice; and there the choice itself is put, so each pass gives a token
-# at least, and m + 1 at best. At first "choice" is the likeliest token. `logits_of` always asks for 64 places,
-# whatever is in them, so that it always is the same compiled program; why that matters, comes below.
+# `tiny-draft` has a tenth of the parameters and the same tokens. The loop: it writes `m` tokens, the draft, one
+# after the other; the large model reads text and draft in one pass, which gives its own choice after each of them;
+# guesses are kept up to the first that is not that choice; and there the choice itself is put, so each pass gives a
+# token at least, and m + 1 at best. At first "choice" is the likeliest token, and the text must be the one that a
+# pass for every token gives. `logits_of` always asks for 64 places, whatever is in them, so that it always is the
+# same compiled program; why that matters is the last section.
 
 
 # %%
@@ -65,6 +67,11 @@ def drafted(text: list[int], m: int) -> list[int]:
     return guess[len(text) :]
 
 
+# %% [markdown]
+# Those were the parts; this is the loop.
+
+
+# %%
 def speculate(m: int, choose=likeliest, end: int = 60) -> tuple[list[int], list[int]]:
     """The text, m guesses a pass, and how many tokens each pass gave."""
     text, gave = list(prompt), []
@@ -83,6 +90,7 @@ greedy, (guessed, gave) = plain(), speculate(4)
 print(f"{len(greedy) - len(prompt)} tokens in {len(gave)} passes of the large model, which gave {gave}")
 print(lm.tokenizer.decode(guessed))
 assert guessed == greedy
+assert sum(gave) == len(greedy) - len(prompt) > 2 * len(gave)
 
 # %% [markdown]
 # ## If tokens are drawn
@@ -158,11 +166,12 @@ def draw_overlap(figure):
     left.set_yticks(y, [repr(lm.tokenizer.decode([one])) for one in top], fontsize=8)
     left.invert_yaxis()
     left.set_title("after " + repr(lm.tokenizer.decode(recipe[place - 5 : place + 1])), fontsize=9)
+    left.set_xlabel("probability")
     left.legend(fontsize=8)
-    right.bar(range(64), overlap[:64], color="grey")
+    right.bar(range(44), overlap[:44], color="grey")
     right.axhline(overlap.mean(), linestyle="--", color="C3", label=f"mean of the recipe: {overlap.mean():.2f}")
-    right.set_xticks(range(64), names[1:65], rotation=90, fontsize=5)
-    right.set(xlim=(-1, 64), ylabel="chance that a guess of this token is kept")
+    right.set_xticks(range(44), names[1:45], rotation=90, fontsize=8)
+    right.set(xlim=(-1, 44), ylabel="chance that the guess here is kept")
     right.legend(fontsize=8, loc="lower left")
 
 
@@ -191,10 +200,10 @@ assert np.all(np.abs(counts - expected)[top] < 5 * np.sqrt(expected[top] + 1))
 #
 # One thing is lost after all: the text is as good as before, but for one seed it is another text with every length
 # of the draft, since dice are thrown for other things. minillm therefore uses another rule. The dice belong to the
-# place in the text: what is drawn at place 17 depends on the seed, 17 and p, and on nothing else. The verifier
-# draws after every guess as plain generation would there, and keeps the next guess if it *is* what was drawn. So
-# the text is that of plain generation by construction, whatever was guessed, and a test can compare tokens in place
-# of distributions.
+# place in the text (lesson 6): what is drawn at place 17 depends on the seed, 17 and p, and on nothing else. The
+# large model draws after every guess as plain generation would there, and keeps the next guess if it *is* what was
+# drawn. So the text is that of plain generation by construction, whatever was guessed, and a test can compare
+# tokens in place of distributions.
 #
 # It is Leviathan's rule for a drafter that is certain: with q = 1 for its x, x is kept with probability p(x), and
 # the residual is p without x. We add up the cases of "draw y from p, keep if y = x" and hold them to the op.
@@ -238,7 +247,9 @@ for seed in (1, 2):
     lengths = {m: speculate(m, by_seed(seed), end=40) for m in (1, 3, 7)}
     print(
         f"seed {seed}: 34 tokens in",
-        ", ".join(f"{len(gave)} passes of {m} guesses" for m, (_, gave) in lengths.items()),
+        ", ".join(
+            f"{len(gave)} passes of {m} {'guesses' if m > 1 else 'guess'}" for m, (_, gave) in lengths.items()
+        ),
     )
     assert all(text == alone for text, _ in lengths.values())
 
@@ -246,9 +257,10 @@ for seed in (1, 2):
 # ## In the model, to the bit
 #
 # In `lm.generate` all this is one program, `minillm/speculative/verify.py`: the pass, the draws, what is kept, and
-# taking back from memory what is not. A drafter is anything with a method `draft` that gives a `Tree`, which may be
-# a chain, as here. We write two: the small model by our own function, and one that babbles. With `exact=True` the
-# tokens must be the same to the bit: the babbler makes the text slow, and no worse.
+# taking back from memory what is not. A drafter is anything with a method `draft` that gives a `Tree`: guesses, and
+# for each the place of the one before it among them, -1 for the first. So guesses may branch; here they are a
+# chain. We write two drafters: the small model by our own function, and one that babbles. With `exact=True` the
+# tokens must be the same: the babbler makes the text slow, and no worse.
 
 
 # %%
@@ -277,9 +289,9 @@ for name, drafter in {"nobody": None, "small": Small(), "babbler": Babbler()}.it
 assert all(tokens == texts_of["nobody"] for tokens in texts_of.values())
 
 # %% [markdown]
-# Who wrote it? Green are the tokens that were guessed and kept, orange those that the large model had to give
-# itself. It is the picture of the whole idea: what follows from what stands there already, is guessed; where a text
-# decides something, the model that knows more has to be asked.
+# Who wrote it? Green are the tokens that were guessed and kept, orange the last one of each pass, which the large
+# model gave itself. It is the picture of the whole idea: what follows from what stands there already, is guessed;
+# where a text decides something, the model that knows more has to be asked.
 
 
 # %%
@@ -317,7 +329,8 @@ assert written[len(prompt) :] == texts_of["small"][: len(written) - len(prompt)]
 # %%
 whole = lm.logits([recipe])[0]  # by the program for 128 places
 begin = lm.logits([recipe[:16]])[0]  # by the one for 16
-rounding = max(np.abs(whole[:16] - begin).max(), np.spacing(np.abs(whole).max()))  # or else of one logit
+rounding = np.abs(whole[:16] - begin).max()
+rounding = max(rounding, np.spacing(np.abs(whole).max()))  # at least the last digit of the largest logit
 best = np.sort(whole, axis=1)
 gap = best[:, -1] - best[:, -2]
 print(f"programs differ by {rounding:.1e}; the closest race of {len(gap)} was won by {gap.min():.1e}")
@@ -327,7 +340,7 @@ def draw_gaps(figure):
     axes = figure.subplots()
     axes.hist(np.log10(gap), bins=40)
     axes.axvline(np.log10(2 * rounding), color="C3", linestyle="--", label="twice the difference of two programs")
-    axes.set(xlabel="log10(first choice - second)", ylabel="places")
+    axes.set(xlabel="log10 of the gap: largest logit less the second largest", ylabel="places in the text")
     axes.legend()
 
 
@@ -390,22 +403,3 @@ def mark_simpler_rule(answer):
         p, q = np.random.default_rng(seed).dirichlet(np.ones(4), 2)
         truth = sum(q[x] * (np.eye(4)[x] if p[x] >= q[x] else p) for x in range(4))
         expect(np.asarray(answer(p, q), np.float64), truth, f"the outcome for p = {p.round(2)}, q = {q.round(2)}")
-
-
-# %% [markdown] exercise
-# **3.** How many tokens does a pass give on average, if each of m guesses is kept with probability a, given that
-# those before it were? (Leviathan et al., equation 1.) With what a guess costs, this says how long drafts should
-# be.
-
-
-# %% exercise
-def tokens_per_pass(a: float, m: int) -> float:
-    """Tokens that a pass gives, the large model's own included; 0 <= a <= 1."""
-    raise NotImplementedError
-
-
-def mark_tokens_per_pass(answer):
-    for a, m in ((0.5, 1), (0.8, 4), (0.0, 3), (1.0, 3)):
-        chances = accept_distribution_ref(np.tile([1.0, 0.0], (m, 1)), np.tile([a, 1 - a], (m + 1, 1)))
-        truth = sum(chance * np.count_nonzero(places) for places, chance in np.ndenumerate(chances))
-        expect(float(answer(a, m)), float(truth), f"tokens_per_pass({a}, {m})")

@@ -5,8 +5,8 @@
 #
 # Lesson 5 found that decoding waits for the weights to be read. So fewer bits a weight mean more tokens a second,
 # and a larger model in the same memory. A quantised matrix consists of *codes*, small numbers in few bits, and
-# *scales* that say how much a code is worth. Here you make both by hand, take what real files and kernels do
-# apart, and then look for what the rounding breaks.
+# *scales* that say how much a code is worth. Here you make both by hand, take apart what real files and kernels
+# do, and then look for what the rounding breaks.
 
 # %%
 import jax
@@ -14,23 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 
 import minillm
-from minillm import texts
+from minillm import ops, texts
 from minillm.evaluate import quality
 from minillm.lessons import expect, picture
-from minillm.ops import (
-    decode_blocks_ref,
-    decode_float,
-    decode_float_ref,
-    decode_gguf,
-    decode_ints,
-    encode_blocks_ref,
-    encode_float,
-    encode_gguf,
-    encode_ints,
-    encode_ints_ref,
-    int8_matmul,
-    pack_ref,
-)
 from minillm.quant import is_weight
 from minillm.quant.quantised import quantised
 from minillm.quant.recipes import recipe_named
@@ -61,14 +47,14 @@ def meaning(code: int) -> float:
 
 table = np.array([meaning(code) for code in range(256)])
 print("from 1 to 2:", table[(table >= 1) & (table <= 2)], "- from 256 on:", table[table >= 256])
-assert np.array_equal(table, decode_float_ref(np.arange(256), "e4m3fn"), equal_nan=True)
-assert np.array_equal(table, decode_float(jnp.arange(256), "e4m3fn"), equal_nan=True)
+assert np.array_equal(table, ops.decode_float_ref(np.arange(256), "e4m3fn"), equal_nan=True)
+assert np.array_equal(table, ops.decode_float(jnp.arange(256), "e4m3fn"), equal_nan=True)
 
 # %% [markdown]
-# To round is to take the nearest of them; between two equally near ones, that with the even code. A step is an
-# eighth of the power of two below, and halfway from 1 to 1.125 the error is 1/17 of the number: the most there is,
-# for large and for small ones, as long as they are not subnormal. The largest number is 448. To use the range, a
-# row is divided by a scale that makes its largest number 448.
+# To round is to take the nearest of them; between two equally near ones, that with the even code. From one power
+# of two to the next there are eight steps. Halfway through the first of them, at 1.0625 between 1 and 1.125, the
+# error is 1/17 of the number: the most there is, for large and for small ones, as long as they are not subnormal.
+# The largest number is 448. To use the range, a row is divided by a scale that makes its largest number 448.
 
 
 # %%
@@ -83,7 +69,7 @@ def fp8_codes(x: np.ndarray) -> np.ndarray:
 x = rng.normal(size=1000).astype(np.float32)
 error = np.abs(table[fp8_codes(x)] - x) / np.abs(x)
 print(f"largest relative error {error[np.abs(x) > 2**-6].max():.4f}, 1/17 is {1 / 17:.4f}")
-assert np.array_equal(fp8_codes(x), jax.jit(lambda x: encode_float(x, "e4m3fn"))(x))
+assert np.array_equal(fp8_codes(x), jax.jit(lambda x: ops.encode_float(x, "e4m3fn"))(x))
 assert error[np.abs(x) > 2**-6].max() <= 1 / 17
 
 # %% [markdown]
@@ -106,8 +92,10 @@ def int_rounded(w: np.ndarray, bits: int, group: int | None = None) -> np.ndarra
 w = rng.normal(size=(64, 128)).astype(np.float32)
 for bits in (8, 4):
     off = np.abs(int_rounded(w, bits) - w)
-    print(f"int{bits}: largest error {off.max():.4f}, mean {off.mean():.4f}")
-    by_ops = jax.jit(lambda w, name=f"int{bits}": decode_ints(encode_ints(w, name)))(w)
+    step = np.abs(w).max() / (2 ** (bits - 1) - 1)  # of the row with the largest number
+    print(f"int{bits}: largest error {off.max():.4f}, mean {off.mean():.4f}; half a step is {step / 2:.4f}")
+    assert 0.9 * step / 2 < off.max() <= 1.0001 * step / 2
+    by_ops = jax.jit(lambda w, name=f"int{bits}": ops.decode_ints(ops.encode_ints(w, name)))(w)
     assert np.allclose(int_rounded(w, bits), by_ops, atol=1e-6)
 
 # %% [markdown]
@@ -116,9 +104,9 @@ for bits in (8, 4):
 # A scale must reach the largest number. If one number of a row is far larger than the others, an outlier, steps
 # become so wide that the others round to 0. There are two remedies. Exponents: a float's error goes with each
 # number's own size. And smaller groups: with a scale for each 32 numbers, an outlier can only spoil 31 others, and
-# a scale of 16 bits costs them half a bit each.
+# a scale of 16 bits costs them half a bit each. int4-g32 below is int4 in groups of 32.
 #
-# We make one number of 128 grow, and measure the error of the *others* (root mean square, against theirs).
+# We make one number of 128 grow, and measure the error of the *others*: its root mean square, divided by theirs.
 
 
 # %%
@@ -134,7 +122,7 @@ ways = {
     "int4-g32": lambda w: int_rounded(w, 4, 32),
     "fp8": fp8_rounded,
 }
-sizes = 2.0 ** np.arange(1, 13)
+sizes = 2.0 ** np.arange(1, 19)
 errors = {name: [] for name in ways}
 for size in sizes:
     w[:, 5] = size
@@ -150,23 +138,26 @@ def draw_outliers(figure):
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     axes.axhline(1, color="grey", linewidth=0.7)
-    axes.text(2, 1.08, "nothing left but zeros", fontsize=8, color="grey")
-    axes.set(xlabel="size of one number of 128 (the others are around 1)", ylabel="error of the others")
-    axes.legend(fontsize=8)
+    axes.text(2, 1.15, "nothing left but zeros", fontsize=8, color="grey")
+    axes.set(
+        xlabel="size of one number of 128 (the others are around 1)", ylabel="error of the others", ylim=(None, 2)
+    )
+    axes.legend(fontsize=8, loc="center right", bbox_to_anchor=(1, 0.35))
 
 
 picture("13_outliers", draw_outliers)
 
 # %% [markdown]
 # Integers climb until nothing is left. With groups the error stops at a half, where the squares are a quarter: one
-# group of four is lost, the others never notice. Fp8 does not care until the others become subnormal. But see the
-# left end: as long as there is no outlier, int8 is the better one of the two with eight bits. Its codes are not
-# spent on sizes that do not occur.
+# group of four is lost, the others never notice. Fp8 does not care until, at the right end, the others become
+# subnormal. But see the left end: as long as there is no outlier, int8 is the better one of the two with eight
+# bits. Its codes are not spent on sizes that do not occur.
 
 # %%
-coded = encode_ints(jnp.asarray(w), "int8")
+coded = ops.encode_ints(jnp.asarray(w), "int8")
 print(f"of the int8 codes, {np.mean(np.asarray(coded.codes) == 0):.0%} are 0 beside a {w[0, 5]:.0f}")
-assert errors["int8"][0] < errors["fp8"][0] < errors["int8"][-1]
+assert errors["int8"][0] < errors["fp8"][0] < errors["fp8"][-1] < errors["int8"][-1]
+assert abs(errors["int4-g32"][-1] - 0.5) < 0.02
 assert np.array_equal(np.asarray(coded.codes)[0] == 0, int_rounded(w, 8)[0] == 0)
 
 # %% [markdown]
@@ -178,19 +169,20 @@ assert np.array_equal(np.asarray(coded.codes)[0] == 0, int_rounded(w, 8)[0] == 0
 
 # %%
 block = rng.normal(size=(1, 32)).astype(np.float32)
-raw = np.asarray(encode_gguf(block, "Q4_0")).reshape(-1)  # uint8
+raw = np.asarray(ops.encode_gguf(block, "Q4_0")).reshape(-1)  # uint8
 scale = raw[:2].view(np.float16)[0].astype(np.float32)
 codes = np.concatenate([raw[2:] & 15, raw[2:] >> 4]).astype(np.int32)
 print(f"{len(raw)} bytes; scale {scale:.4f}; codes {codes}")
-assert np.array_equal(scale * (codes - 8), decode_gguf(raw.reshape(1, -1), "Q4_0")[0])
+assert np.array_equal(scale * (codes - 8), ops.decode_gguf(raw.reshape(1, -1), "Q4_0")[0])
 
 # %% [markdown]
 # ## Multiplying codes
 #
-# Weights in few bits save reading. If the activations are integers as well (W8A8), the product itself is one of
-# integers, for which processors have fast instructions: sum codes exactly in 32 bits, then multiply once with the
-# scale of the token and the scale of the output, `y[t, f] = s_t s_f Σ q_t q_f`. This is why a scale must not vary
-# along the columns that are summed: it could not be taken out of the sum.
+# Weights in few bits save reading. If the activations, what the weights are multiplied with, are integers as well
+# (W8A8: both in eight bits), the product itself is one of integers, for which processors have fast instructions:
+# sum codes exactly in 32 bits, then multiply once with the scale of the token and the scale of the output, `y[t, f]
+# = s_t s_f Σ q_t q_f`. This is why a scale must not vary along what is summed: it could not be taken out of the
+# sum.
 
 
 # %%
@@ -204,7 +196,7 @@ x, w = rng.normal(size=(5, 256)).astype(np.float32), rng.normal(size=(64, 256)).
 (x_codes, x_scale), (w_codes, w_scale) = codes_and_scales(x), codes_and_scales(w)
 y = (x_codes.astype(np.int32) @ w_codes.T.astype(np.int32)) * x_scale[:, None] * w_scale
 print(f"error of the product: {np.sqrt(np.mean((y - x @ w.T) ** 2) / np.mean((x @ w.T) ** 2)):.2%}")
-assert np.allclose(y, int8_matmul(*map(jnp.asarray, (x_codes, w_codes, x_scale, w_scale))), rtol=1e-5)
+assert np.allclose(y, ops.int8_matmul(*map(jnp.asarray, (x_codes, w_codes, x_scale, w_scale))), rtol=1e-5)
 
 # %% [markdown]
 # ## In the model
@@ -214,7 +206,9 @@ assert np.allclose(y, int8_matmul(*map(jnp.asarray, (x_codes, w_codes, x_scale, 
 # perplexity alone would be a blunt tool, as a wrong model may well be lucky with a text.
 #
 # To see what a format does, its numbers can be decoded again and put into the plain model. That is the same
-# function, only not smaller. A recipe's name says bits and group.
+# function, only not smaller. Besides the formats from above there are int2-g32; mxfp4, floats of four bits with a
+# power of two as scale for each 32; and llama.cpp's Q4_K, groups of 32 whose scales are codes themselves, of six
+# bits.
 
 
 # %%
@@ -230,8 +224,8 @@ def with_matrices(f):
 held_out = [document.text for document in texts.held_out("recipes")[:2]]
 ways |= {
     "int2-g32": lambda w: int_rounded(w, 2, 32),
-    "mxfp4": lambda w: decode_blocks_ref(encode_blocks_ref(w, "mxfp4"), "mxfp4").astype(np.float32),
-    "q4_k": lambda w: decode_gguf(encode_gguf(w, "Q4_K"), "Q4_K"),
+    "mxfp4": lambda w: ops.decode_blocks_ref(ops.encode_blocks_ref(w, "mxfp4"), "mxfp4").astype(np.float32),
+    "q4_k": lambda w: ops.decode_gguf(ops.encode_gguf(w, "Q4_K"), "Q4_K"),
 }
 example, bits, kld = np.asarray(lm.model.blocks[1].down.array), {}, {}
 for name in ("int8", "fp8", "int4", "int4-g32", "mxfp4", "q4_k", "int2-g32"):
@@ -244,27 +238,27 @@ for name in ("int8", "fp8", "int4", "int4-g32", "mxfp4", "q4_k", "int2-g32"):
 
 def draw_kld(figure):
     axes = figure.subplots()
+    axes.plot([*bits.values()], [*kld.values()], "o")
     for name in kld:
-        axes.plot(bits[name], kld[name], "o")
         axes.annotate(name, (bits[name], kld[name]), xytext=(6, 3), textcoords="offset points", fontsize=9)
-    axes.set_yscale("log")
     axes.set(xlabel="bits a weight, scales included", ylabel="KLD from the original (nats a token)")
-    axes.set_xlim(2, 9)
+    axes.set(xlim=(2, 9), yscale="log", ylim=(None, 20))
 
 
 picture("13_kld", draw_kld)
 
 # %% [markdown]
-# Two bits destroy this model. With four, a scale for 32 numbers halves what a scale for a whole row costs (these
-# scales are float32: a bit a weight), and Q4_K, whose scales themselves are codes of six bits, is smaller and
-# better yet. What `lm.quantize` makes of the model must be the numbers that we rounded by hand.
+# Codes of two bits destroy this model. With four, a scale for 32 numbers costs a bit a weight here, being float32,
+# and does about half the damage that one scale for a whole row does; Q4_K is smaller and better yet. What
+# `lm.quantize` makes of the model must be the numbers that we rounded by hand.
 
 # %%
 small, changes = lm.quantize("int4-g32")
 ours, theirs = with_matrices(lambda w: int_rounded(w, 4, 32)).blocks[0], small.model.blocks[0]
 print("a change that lm.quantize tells of:", changes[0])
 assert np.allclose(ours.qkv.dense(), jax.jit(lambda weight: weight.dense())(theirs.qkv), atol=1e-6)
-assert kld["int8"] < kld["int4-g32"] < kld["int4"] < kld["int2-g32"]
+assert kld["int8"] < kld["fp8"] < kld["q4_k"] < kld["int4-g32"] < kld["int4"] < 1 < kld["int2-g32"]
+assert bits["q4_k"] < bits["int4-g32"]
 
 # %% [markdown]
 # ## What breaks
@@ -273,7 +267,7 @@ assert kld["int8"] < kld["int4-g32"] < kld["int4"] < kld["int2-g32"]
 # times louder than the others, at every token (Dettmers et al. 2022, arXiv:2208.07339). `tiny-transformer` is too
 # small to have any, but we can give it one that changes nothing: multiply a channel by 64 where the norm ends, and
 # divide that row of the matrix after it by 64. In float32 it stays the same model. With the activations of a token
-# in int8, the other 255 channels now share what steps the loud one leaves them.
+# in int8, the other 255 channels now share what steps the loud one leaves them. We try several sizes.
 
 
 # %%
@@ -307,8 +301,9 @@ print("KLD in W8A8, by loudness of one channel:", {size: round(one, 4) for size,
 
 # %% [markdown]
 # The remedy goes the same way back. SmoothQuant (Xiao et al. 2022, arXiv:2211.10438, eq. 4) divides each channel
-# by `sqrt(largest |x| / largest |w|)` of that channel, and multiplies the weights by it: what is hard to round is
-# shared between the two. The largest |x| is measured on some text; here on a recipe that is not in the test.
+# by `sqrt(largest |x| / largest |w|)` of that channel, and multiplies its row of the weights by it: what is hard to
+# round is shared between the two. The largest |x| is measured on some text; here on a recipe other than those that
+# the models are compared on.
 
 
 # %%
@@ -343,7 +338,8 @@ def draw_loudness(figure):
     axes.plot([*smoothed], [*smoothed.values()], "o--", label="the same after SmoothQuant")
     axes.set_xscale("log", base=4)
     axes.set_yscale("log")
-    axes.set(xlabel="loudness of one channel of 256", ylabel="KLD from the original")
+    axes.xaxis.set_major_formatter("{x:.0f}")
+    axes.set(xlabel="factor of one channel of 256", ylabel="KLD from the original (nats a token)")
     axes.legend()
 
 
@@ -373,7 +369,7 @@ def affine_int4(x):
 def mark_affine_int4(answer):
     rng = np.random.default_rng(1)
     for x in (rng.normal(size=(3, 32)), rng.uniform(1, 3, size=(2, 16)), -rng.uniform(1, 3, size=(2, 16))):
-        truth = encode_ints_ref(x.astype(np.float32), "int4", affine=True)
+        truth = ops.encode_ints_ref(x.astype(np.float32), "int4", affine=True)
         codes, scales, zeros = (np.asarray(part) for part in answer(x.astype(np.float32)))
         where = f"for numbers from {x.min():.1f} to {x.max():.1f}"
         expect(scales.astype(np.float64), truth.scales.astype(np.float64), f"the scales {where}")
@@ -396,4 +392,4 @@ def mark_packed(answer):
     expect(np.asarray(answer(np.array([[1, 2]], np.int8))), np.array([[0x21]], np.uint8), "the byte of 1 and 2")
     expect(np.asarray(answer(np.array([[-1, 0]], np.int8))), np.array([[0x0F]], np.uint8), "the byte of -1 and 0")
     codes = np.random.default_rng(2).integers(-8, 8, size=(4, 10)).astype(np.int8)
-    expect(np.asarray(answer(codes)), pack_ref(codes.view(np.uint8) & 15, 4), "the bytes of ten codes a row")
+    expect(np.asarray(answer(codes)), ops.pack_ref(codes.view(np.uint8) & 15, 4), "the bytes of ten codes a row")

@@ -34,9 +34,10 @@ rng = np.random.default_rng(0)
 # fresh process (`minillm tutorial 15` is one; restart the kernel of a notebook). Elsewhere you may meet the same
 # as `XLA_FLAGS=--xla_force_host_platform_device_count=8`.
 #
-# Devices are arranged in a mesh, whose axes have names. How an array lies on it is said by a `PartitionSpec` with
-# an entry for each of the array's axes: the name of the mesh axis that cuts it, or None. A mesh axis that is not
-# named holds copies. `AxisType.Auto` leaves everything in between to the compiler.
+# Devices are arranged in a mesh, here of 2 x 4, whose axes have names. How an array lies on it is said by a
+# `PartitionSpec` with an entry for each of the array's axes: the name of the mesh axis that cuts it, or None. Along
+# a mesh axis that is not named all devices hold the same. `AxisType.Auto` leaves everything in between to the
+# compiler. We draw where the parts of a matrix go, for four specs.
 
 # %%
 jax.config.update("jax_num_cpu_devices", 8)
@@ -56,15 +57,16 @@ def draw_specs(figure):
         for n, (((top, bottom), (left, right)), ids) in enumerate(owners.items()):
             axes.broken_barh([(left, right - left)], (top, bottom - top), facecolor=colours[n], edgecolor="white")
             axes.text((left + right) / 2, (top + bottom) / 2, ", ".join(map(str, ids)), ha="center", va="center")
-        axes.set(xlim=(0, 8), ylim=(8, 0), xticks=[], yticks=[], aspect="equal")
-        axes.set_title(str(spec).replace("PartitionSpec", "P"), fontsize=9)
+        axes.set(xlim=(0, 8), ylim=(8, 0), xticks=[], yticks=[], aspect="equal", xlabel="second axis, columns")
+        axes.set_title(str(spec).replace("PartitionSpec", "P"), fontsize=10)
+    figure.supylabel("first axis, rows", fontsize=10)
 
 
 picture("15_specs", draw_specs, width=11, height=3.2)
 
 # %% [markdown]
 # The numbers are those of the devices; where several stand, each has a copy. Is it so? We lay the model's
-# embedding on the mesh in these four ways, and look at what each device holds.
+# embedding, a matrix of 2,048 x 256, on the mesh in these four ways, and look at what each device holds.
 
 # %%
 for spec in specs:
@@ -72,7 +74,7 @@ for spec in specs:
     held = [part.data.nbytes for part in spread.addressable_shards]
     print(f"{spec!s:40} {spread.addressable_shards[0].data.shape}, all devices together {sum(held) / 1e6:.1f} MB")
     for part in spread.addressable_shards:
-        assert np.array_equal(part.data, lm.model.embed.dense()[part.index])
+        assert np.array_equal(part.data, embed[part.index])
 
 # %% [markdown]
 # ## Data parallel
@@ -80,7 +82,7 @@ for spec in specs:
 # The simplest way to use eight devices: each has the whole model, and an eighth of the sequences. No sequence
 # depends on another, so nothing is sent. By hand it is a split and a concatenation. And for JAX it is enough to
 # put the inputs in place: a compiled function takes arrays as they lie, and the compiler cuts the program
-# accordingly. Every device runs the same program on its piece (SPMD).
+# accordingly. Every device runs the same program on its piece ("single program, multiple data", SPMD).
 #
 # We look for the collectives in the HLO (lesson 14), to see that there are none.
 
@@ -105,9 +107,7 @@ tokens, n = rng.integers(3, 2048, size=(8, 32)).astype(np.int32), np.full(8, 32,
 everywhere = placed(lm.model)
 rows, lengths = placed(tokens, ("data", "model")), placed(n, ("data", "model"))
 logits = score(everywhere, rows, lengths)
-single = np.concatenate(
-    [lm.logits(tokens[i : i + 1]) for i in range(8)]
-)  # one device, one sequence after the other
+single = np.concatenate([lm.logits(row[None]) for row in tokens])  # one device, one sequence after the other
 found = collectives(score, everywhere, rows, lengths)
 print(f"collectives: {dict(found)}; each device has logits {list(logits.addressable_shards[0].data.shape)}")
 assert np.allclose(logits, single, atol=1e-3)
@@ -123,7 +123,7 @@ assert not found
 #
 # Put one after the other, the two fit (Shoeybi et al. 2019, arXiv:1909.08053): the first gives each device just
 # those columns that the second wants. What stands between them in a feed-forward layer works on each number by
-# itself. So a whole layer costs one all-reduce. By hand, for device i of eight, with the second MLP of the model:
+# itself. So a whole layer costs one all-reduce. By hand, for device i of eight, with the first MLP of the model:
 
 # %%
 ids = lm.tokenizer.encode("Recipe: Tomato Soup\n\nIngredients:\n- 200 g tomatoes\n- 100 g onion")[:16]
@@ -177,8 +177,8 @@ assert np.allclose(tensor_parallel(normed, gate, up, down), total, atol=1e-4)
 # The same program can be written without a word on devices: only the weights are put in place, and the compiler
 # (GSPMD; Xu et al. 2021, arXiv:2105.04663) finds out what must be sent. It does what we did, if the cuts are good.
 # With bad ones it finds something correct, too. If all matrices are cut by columns, the last one needs all columns
-# of what the first two made, so these must be gathered; and so must the layer's result, if everyone is to have it.
-# Nobody tells you but the HLO.
+# of what the first two made, so these must be gathered from all devices (all-gather); and so must the layer's
+# result, if everyone is to have it. Nobody tells you but the HLO.
 
 
 # %%
@@ -246,8 +246,8 @@ assert np.allclose(x + y, attention(x, None, at)[0], atol=1e-4)
 # in eight, and each matrix is gathered just before it is used. Only the places of the arrays differ. The program
 # is `lm.logits`' own, and so the logits must be.
 #
-# We count what each device receives. For n bytes on k devices an all-gather needs `n (k - 1) / k` of them, an
-# all-reduce twice that (exercise 1), and a permute n.
+# First the layouts. How a leaf of the model lies follows from its name.
+
 
 # %%
 LAYOUTS = {  # how matrices [in, out] are cut by columns or by rows first, the embedding, and the sequences
@@ -255,7 +255,6 @@ LAYOUTS = {  # how matrices [in, out] are cut by columns or by rows first, the e
     "tensor parallel": (P(None, "model"), P("model", None), P("model", None), P()),
     "sharded weights": (P("model", None), P("model", None), P("model", None), P("model")),
 }
-PRICE = {"all-gather": 7 / 8, "all-reduce": 2 * 7 / 8, "collective-permute": 1.0}
 
 
 def cut_for(path, first, second, embed) -> P:
@@ -267,21 +266,39 @@ def cut_for(path, first, second, embed) -> P:
     return P(*reversed(spec))  # the arrays are stored [out, in]
 
 
-held, received, kinds = {}, {}, {}
-for name, (*cuts, by_sequence) in LAYOUTS.items():
+def arguments_of(first, second, embed, by_sequence):
+    """The model, the tokens and their numbers, laid on the eight devices."""
     model = jax.tree_util.tree_map_with_path(
-        lambda path, leaf, cuts=cuts: jax.device_put(leaf, NamedSharding(line, cut_for(path, *cuts))), lm.model
+        lambda path, leaf: jax.device_put(leaf, NamedSharding(line, cut_for(path, first, second, embed))), lm.model
     )
-    arguments = model, *(jax.device_put(one, NamedSharding(line, by_sequence)) for one in (tokens, n))
+    return model, *(jax.device_put(one, NamedSharding(line, by_sequence)) for one in (tokens, n))
+
+
+laid_out = {name: arguments_of(*cuts) for name, cuts in LAYOUTS.items()}
+for name, (model, *_) in laid_out.items():
+    pieces = {
+        part: getattr(model.blocks[1], part).array.addressable_shards[0].data.shape for part in ("up", "down")
+    }
+    print(f"{name:>15}: of an MLP's matrices, [out, in], a device has {pieces}")
+
+# %% [markdown]
+# Now we compile and run the three, and count what each device receives. For n bytes on k devices an all-gather
+# needs `n (k - 1) / k` of them, an all-reduce twice that (exercise 1), and a permute, in which each device sends
+# what it has to one other, n.
+
+# %%
+PRICE = {"all-gather": 7 / 8, "all-reduce": 2 * 7 / 8, "collective-permute": 1.0}
+held, received, kinds = {}, {}, {}
+for name, arguments in laid_out.items():
     compiled = score.lower(*arguments).compile()
-    held[name] = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(model)) / 1e6
+    held[name] = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(arguments[0])) / 1e6
     received[name], kinds[name] = Counter(), Counter()
     for shape, kind in COLLECTIVE.findall(compiled.as_text()):
         size = 4 * np.prod([int(one) for one in re.search(r"\[([\d,]*)\]", shape)[1].split(",")])
         received[name][kind] += PRICE[kind] * size / 1e6
         kinds[name][kind] += 1
-    sent = sum(received[name].values())
-    print(f"{name}: {held[name]:.1f} MB of weights, {sent:.1f} MB received, {dict(kinds[name])}")
+    total = sum(received[name].values())
+    print(f"{name}: {held[name]:.1f} MB of weights, {total:.1f} MB received, {dict(kinds[name])}")
     assert np.allclose(compiled(*arguments), single, atol=1e-3)
 
 
@@ -308,15 +325,15 @@ picture("15_layouts", draw_layouts, width=10, height=2.8)
 # columns in another order it would not happen. This is the kind of thing that one finds in the HLO and nowhere
 # else.
 #
-# Sharded weights receive as much for one token as for a thousand, which suits training with its large batches.
-# Tensor parallel receives in proportion to the tokens: few in decoding, and that is where it is used.
+# Sharded weights receive nearly as much for one token as for a thousand, which suits training with its large
+# batches. Tensor parallel receives in proportion to the tokens: few in decoding, and that is where it is used.
 
 # %%
 layers = len(lm.model.blocks) // 2
 assert not kinds["data parallel"]
 assert kinds["tensor parallel"]["all-reduce"] == 2 * layers + 1
 assert kinds["sharded weights"]["all-gather"] >= 4 * layers
-assert held["tensor parallel"] < held["data parallel"] / 7
+assert max(held["tensor parallel"], held["sharded weights"]) < held["data parallel"] / 7
 
 # %% [markdown] exercise
 # ## Exercises

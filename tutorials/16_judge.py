@@ -5,11 +5,13 @@
 # it.
 #
 # A kernel is the inner part of a layer, written anew for speed: another order of sums, tiles, a trick with
-# exponents. It never gives the very bits of the plain form, so a test must tell rounding from error. And most of
+# exponents. It seldom gives the very bits of the plain form, so a test must tell rounding from error. And most of
 # its mistakes show only at certain sizes or with certain numbers. In this lesson you write a kernel with a bug,
 # see a usual test pass it, and have `ops.validate` find what is wrong.
 
 # %%
+from dataclasses import replace
+
 import jax.numpy as jnp
 import numpy as np
 
@@ -27,7 +29,7 @@ lm = minillm.load("tiny-transformer")
 #
 # Here are two forms of attention. One is right, `ops.naive_attention` in float32. The other has a bug: it divides
 # scores by `√(k + 1)` instead of `√k`. We compare both with the definition in float64 and ask which error is too
-# large. Values are once around 1, once around 1000, and once around 0.001.
+# large. Values are around 0.001, around 1 and around 1000.
 
 
 # %%
@@ -60,9 +62,14 @@ def ratio(f, q, k, v) -> float:
     return error / plain
 
 
+def in_blocks(q, k, v):
+    """A right kernel that sums in another order."""
+    return blocked_attention(q, k, v, block=4)
+
+
 for size in (0.001, 1.0, 1000.0):
-    right, wrong = (ratio(f, q, k, v * np.float32(size)) for f in (blocked_attention, off_by_one))
-    print(f"values around {size:>6}: blocked_attention {right:.2f}, off_by_one {wrong:,.0f} times the plain error")
+    right, wrong = (ratio(f, q, k, v * np.float32(size)) for f in (in_blocks, off_by_one))
+    print(f"values around {size:>6}: in_blocks {right:.2f}, off_by_one {wrong:,.0f} times the plain error")
     assert right <= 2 < wrong
 
 # %% [markdown]
@@ -122,12 +129,12 @@ def draw_tokens(figure):
     axes = figure.subplots()
     for name, one in off.items():
         axes.plot(np.maximum(one, 1e-9), "o-", markersize=3, label=name)
+    axes.axvline(BLOCK - 0.5, color="grey", linestyle=":", label="end of the first block")
     axes.set_yscale("log")
-    axes.set_xticks(
-        range(len(ids)), [lm.tokenizer.decode([i]).replace("\n", "↵") for i in ids], fontsize=7, rotation=90
-    )
-    axes.set(ylabel="largest error at this token")
-    axes.legend()
+    names = [lm.tokenizer.decode([i]).replace("\n", "↵") for i in ids]
+    axes.set_xticks(range(len(ids)), names, fontsize=8, rotation=90)
+    axes.set(ylabel="largest error at this token", xlim=(-0.5, len(ids) - 0.5))
+    axes.legend(loc="center left", fontsize=8)
 
 
 picture("16_tokens", draw_tokens, width=10)
@@ -177,9 +184,9 @@ assert least == {"b": 1, "t": 1, "past": 16, "g": 1, "r": 1, "k": 1, "j": 1}
 # One of everything, and 17 keys: one more than a block. Now it is plain where to look.
 #
 # Why were 60 seeds needed? With 17 keys the sum must shrink only if the largest score is the last of all, one time
-# in 17. With s keys it is `1 - 16 / s`, the chance that the largest is not in the first block. So a test with a
-# single query and few keys hardly ever sees this bug, though it is there. That is how a kernel passes its tests
-# for months.
+# in 17. With s keys the chance is `1 - 16 / s`, that the largest is not in the first block. So a test with a single
+# query and few keys hardly ever sees this bug, though it is there. That is how a kernel passes its tests for
+# months. We let 60 such tests run at each of twelve sizes.
 
 # %%
 sizes_tried, draws = [4, 8, 12, 16, 17, 20, 24, 32, 48, 64, 96, 128], 60
@@ -193,7 +200,7 @@ def draw_power(figure):
     axes.plot(
         line, np.maximum(1 - BLOCK / line, 0), label="chance that the largest score is not in the first block"
     )
-    axes.set(xlabel="keys, for one query", ylabel="share", ylim=(-0.05, 1.05))
+    axes.set(xlabel="keys, for one query", ylabel="part of the tests", ylim=(-0.05, 1.05))
     axes.legend(loc="lower right")
 
 
@@ -204,7 +211,6 @@ expected = np.maximum(1 - BLOCK / np.array(sizes_tried), 0)
 print("failed:", [f"{one:.0%}" for one in seen], "\nchance:", [f"{one:.0%}" for one in expected])
 assert not any(seen[: sizes_tried.index(BLOCK) + 1])
 assert np.abs(seen - expected).max() < 3 * np.sqrt(0.25 / draws)  # three standard errors
-assert not np.allclose(flash(*qkv), attention_ref(*qkv), atol=1e-4)
 
 # %% [markdown]
 # ## Have it judged
@@ -212,17 +218,22 @@ assert not np.allclose(flash(*qkv), attention_ref(*qkv), atol=1e-4)
 # `ops.validate` does all this for any kernel of any op: sizes and options chosen by people who know where kernels
 # break, ordinary and nasty numbers, inputs whose answer is exact, and laws, such as that the order of keys in
 # memory does not matter. It counts errors in roundings, and has hypothesis (MacIver et al. 2019) do the shrinking.
-# From a terminal it is `minillm validate my_kernels.py:flash --op attention --arrays numpy`; `quick` stops after
-# some seconds. What our kernel cannot do, such as windows, it sees from its arguments.
+# From a terminal it is `minillm validate my_kernels.py:flash --op attention --arrays numpy`. What our kernel cannot
+# do, such as windows, it sees from its arguments.
+#
+# All cases of the op make some three hundred trials. For this lesson we leave it four of them, and `quick` stops
+# after some eight seconds, however far the shrinking has come.
 
 # %%
-report = ops.validate("attention", flash, arrays="numpy", quick=True)
+attention = ops.judge.OPS["attention"]
+chosen = "square causal", "grouped queries, narrow values", "decode one query", "not causal, scale"
+few = replace(attention, cases=tuple(one for one in attention.cases if one.name in chosen))
+report = ops.validate(few, flash, arrays="numpy", quick=True)
 print(report)
 
 accuracy = next(one for one in report.failures if one.trial.startswith("accuracy"))
 trial = Trial.parse(accuracy.trial)
-case = next(one for one in ops.judge.OPS["attention"].cases if one.name == trial.case)
-sizes = case.sizes | dict(trial.sizes)
+sizes = next(one for one in few.cases if one.name == trial.case).sizes | dict(trial.sizes)
 print(f"\nthe smallest that it found in this time has {sizes['t'] + sizes['past']} keys")
 assert not report.ok
 assert sizes["t"] + sizes["past"] > BLOCK
@@ -235,8 +246,8 @@ assert not ops.validate("attention", flash, arrays="numpy", only=accuracy.trial)
 # ## Numbers that no test draws
 #
 # Other bugs show at every size, but only with certain numbers. RMSNorm adds a small eps under the root, so that a
-# row of zeros is not divided by zero. This one adds it after the root. For numbers around 1 the difference is far
-# below any tolerance. `validate` also draws tiny ones, large ones, and outliers.
+# row of zeros is not divided by zero. The second kernel here adds it after the root. For numbers around 1 the
+# difference is far below any tolerance. `validate` also draws tiny ones, large ones, and outliers.
 
 
 # %%
@@ -266,9 +277,7 @@ assert ops.validate("rms_norm", plain_norm, arrays="numpy").ok
 # %% [markdown]
 # ## Who would have noticed?
 #
-# A judge must be judged, too: by bugs that one knows are there. Here are five in RMSNorm, and the verdicts of
-# `validate` and of the conventions that other projects test by, which a report counts along. (`ops/README.md` has
-# such a table of 298 bugs.)
+# A judge must be judged, too: by bugs that one knows are there. To `eps_outside` we add four more.
 
 
 # %%
@@ -294,6 +303,11 @@ def in_place(x, weight, *, eps):
     return x
 
 
+# %% [markdown]
+# Each is judged by `validate`, and by the conventions that other projects test by, which a report counts along.
+# (`ops/README.md` has such a table of many more bugs.)
+
+# %%
 kernels = (plain_norm, eps_outside, squares_in_half, one_less, mean_of_sizes, in_place)
 with np.errstate(all="ignore"):
     reports = {f.__name__: ops.validate("rms_norm", f, arrays="numpy", shrink=False) for f in kernels}
@@ -306,11 +320,14 @@ verdicts = np.array([
 
 def draw_verdicts(figure):
     axes = figure.subplots()
-    axes.imshow(verdicts, cmap="RdYlGn_r", vmin=-0.5, vmax=1.5, aspect="auto")
+    wrong = np.arange(len(kernels))[:, None] > 0  # all but the first have a bug
+    axes.imshow(verdicts == wrong, cmap="PuOr", vmin=-0.8, vmax=1.8, aspect="auto")
     for row, column in np.ndindex(verdicts.shape):
-        axes.text(column, row, "caught" if verdicts[row, column] else "passes", ha="center", va="center")
+        word = "caught" if verdicts[row, column] else "missed" if row else "passes"
+        axes.text(column, row, word, ha="center", va="center", weight="bold" if word == "missed" else "normal")
     axes.set_xticks(range(len(judges)), judges, fontsize=9)
-    axes.set_yticks(range(len(kernels)), reports, fontsize=9)
+    axes.set_yticks(range(len(kernels)), [f"{name}{', right' if name == 'plain_norm' else ''}" for name in reports])
+    axes.set(xlabel="judged by", ylabel="kernel")
 
 
 picture("16_verdicts", draw_verdicts, width=10, height=3)
@@ -319,6 +336,8 @@ picture("16_verdicts", draw_verdicts, width=10, height=3)
 for name, one in reports.items():
     print(f"{name}: {one.verdict}", *(f"({failure.fault})" for failure in one.failures[:1]))
 assert [one.ok for one in reports.values()] == [True, False, False, False, False, False]
+assert verdicts[1:, 0].all()
+assert not verdicts[1:, 1:].all()  # the conventions miss some
 
 # %% [markdown] exercise
 # ## Exercises

@@ -53,11 +53,14 @@ def run(lesson: Lesson, cell: Cell, module: Any) -> tuple[str, Any]:
 
 
 def came_out(printed: str, value: Any) -> list[str]:
-    """HTML of what a cell printed or drew."""
+    """HTML of what a cell printed, and of what it drew."""
+    parts = []
     if isinstance(value, Picture):
+        printed = printed.replace(f"picture: {value.path}\n", "")  # it is here
         code = base64.b64encode(value.path.read_bytes()).decode()
-        return [f'<div><img src="data:image/png;base64,{code}" alt="{html.escape(value.path.stem)}"></div>']
-    return [f"<pre class=out>{html.escape(printed.rstrip())}</pre>"] if printed.strip() else []
+        alt = html.escape(value.path.stem)
+        parts = [f'<div class=picture><img src="data:image/png;base64,{code}" alt="{alt}"></div>']
+    return ([f"<pre class=out>{html.escape(printed.rstrip())}</pre>"] if printed.strip() else []) + parts
 
 
 def coloured(code: str) -> str:

@@ -14,6 +14,7 @@ DRAWN = """
 # %%
 from minillm.lessons import picture
 
+print("a line of two points:")
 picture("01_line", lambda figure: figure.subplots().plot([1, 2]))
 """
 
@@ -38,7 +39,7 @@ def test_a_page_has_prose_code_output_and_the_picture_in_it(pages):
     page = pages["01_small.html"]
     assert "Some <strong>bold</strong> numbers." in page
     assert "<pre class=out>twice: 10.0</pre>" in page
-    assert "data:image/png;base64," in page
+    assert '<pre class=out>a line of two points:</pre>\n<div class=picture><img src="data:image/png;base64,' in page
     assert "NotImplementedError" in page
     assert "mark_add" not in page
     assert "lesson with &lt;angles&gt;</title>" in page

@@ -11,8 +11,3 @@ def decays(log_decay):
     t = len(log_decay)
     terms = np.where(np.tri(t, k=-1), log_decay[:, None], 0)
     return np.where(np.tri(t), np.exp(np.cumsum(terms, axis=0)), 0).astype(np.float32)
-
-
-def remembered(layers, every, s, g, h, k, n, w):
-    full = layers // every
-    return full * 2 * s * g * k + (layers - full) * (h * k * n + (w - 1) * (h * k + 2 * n))

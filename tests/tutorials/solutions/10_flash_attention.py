@@ -12,13 +12,6 @@ def log_sum_exp(numbers):
     return peak + np.log(total)
 
 
-def join(y_one, lse_one, y_two, lse_two):
-    lse = np.logaddexp(lse_one, lse_two)
-    base = np.where(lse == -np.inf, 0, lse)
-    y = np.exp(lse_one - base)[:, None] * y_one + np.exp(lse_two - base)[:, None] * y_two
-    return y, lse
-
-
 def visited(t, rows, columns, window):
     count = 0
     for first in range(0, t, rows):

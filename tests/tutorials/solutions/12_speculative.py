@@ -11,7 +11,3 @@ def accept_one(p, q, x, u, u_next):
 def simpler_rule(p, q):
     bold = p < q
     return np.where(bold, 0, q) + q[bold].sum() * p
-
-
-def tokens_per_pass(a, m):
-    return sum(a**j for j in range(m + 1))
