@@ -6,16 +6,11 @@ the prompts and goes on until the longest has its tokens, of which those that we
 mode in which tokens do not depend on the batch. Writes results/batching.json.
 """
 
-import json
-import os
-import platform
-import statistics
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from importlib import import_module
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import click
@@ -26,11 +21,11 @@ from rich.table import Table
 import minillm
 from minillm.engine import Engine
 
-from .decode import TEXT, cpu_model, rounded, span, versions
-from .peers import MODEL, THREADS, require_peers, transformers_model
-from .timing import Contestant, Round, Turn, median_interval, rotated
+from .decode import TEXT
+from .peers import MODEL, PEER_PACKAGES, THREADS, require_peers, transformers_model
+from .report import ratio, spread, where_and_what, write
+from .timing import Contestant, Round, Turn, rotated
 
-RESULTS = Path(__file__).parent / "results" / "batching.json"
 REQUESTS = 16
 
 
@@ -136,7 +131,7 @@ def main(rounds: int, peers: bool) -> None:
         uneven = [play(players, both, i) for i in range(rounds if peers else 0)]
     report = {
         "decoding": {
-            f"{one} over {other}": ratio(even, one, other, decode_speed)
+            f"{one} over {other}": speed_ratio(even, one, other, decode_speed)
             for one, other in (
                 ("paged", "alone"),
                 ("contiguous", "alone"),
@@ -146,20 +141,19 @@ def main(rounds: int, peers: bool) -> None:
             )
         },
         "end to end": {
-            "paged over alone": ratio(even, "paged", "alone", whole_speed),
-            "paged, exact over paged": ratio(even, "paged, exact", "paged", whole_speed),
+            "paged over alone": speed_ratio(even, "paged", "alone", whole_speed),
+            "paged, exact over paged": speed_ratio(even, "paged, exact", "paged", whole_speed),
         },
-        "ragged, end to end": {"paged over transformers": ratio(uneven, "paged", "transformers", whole_speed)}
+        "ragged, end to end": {"paged over transformers": speed_ratio(uneven, "paged", "transformers", whole_speed)}
         if peers
         else {},
         "same tokens as transformers": agreeing(uneven[-1]) if peers else None,
         "setting": {"rounds": rounds, "requests": REQUESTS, "model": MODEL, "dtype": "float32"},
-        "machine": {"cpu": cpu_model(), "cores": os.cpu_count(), "system": platform.system()},
-        "versions": versions(peers=peers),
+        **where_and_what(*(PEER_PACKAGES if peers else ())),
     }
     show(report)
     if peers:  # a run alone must not replace a comparison
-        RESULTS.write_text(json.dumps(report, indent=2) + "\n")
+        write("batching", report)
 
 
 def works() -> tuple[Work, Work]:
@@ -188,13 +182,9 @@ def whole_speed(turn: Turn) -> float:
     return sum(map(len, turn.tokens.texts)) / turn.seconds
 
 
-def ratio(rounds: list[Round], one: str, other: str, speed: Callable[[Turn], float]) -> dict[str, Any]:
-    """The median ratio of two speeds in a round, and its 95 % interval."""
-    ratios = np.array([speed(each.turns[one]) / speed(each.turns[other]) for each in rounds])
-    return {
-        "ratio": rounded(statistics.median(ratios)),
-        "interval_95": [rounded(end) for end in median_interval(ratios)],
-    }
+def speed_ratio(rounds: list[Round], one: str, other: str, speed: Callable[[Turn], float]) -> dict[str, Any]:
+    """How many times as fast one is as another."""
+    return ratio([speed(each.turns[one]) / speed(each.turns[other]) for each in rounds])
 
 
 def agreeing(last: Round) -> str:
@@ -205,10 +195,10 @@ def agreeing(last: Round) -> str:
 
 def show(report: dict[str, Any]) -> None:
     """Print the report's main numbers."""
-    table = Table("", "", "ratio", "95 %")
+    table = Table("", "", "times as fast (95 %)")
     for what in ("decoding", "end to end", "ragged, end to end"):
         for name, found in report[what].items():
-            table.add_row(what, name, f"{found['ratio']:.2f}x", span(found["interval_95"], 2))
+            table.add_row(what, name, spread(found))
             what = ""
     Console(width=100).print(table)
 

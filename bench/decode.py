@@ -1,18 +1,18 @@
-"""Greedy decoding at batch 1, SmolLM2-135M in float32: `python -m bench.decode --peers`.
+"""Reading prompts and greedy decoding, SmolLM2-135M in float32 and in few bits: `python -m bench.decode --peers`.
 
-Prints a table; with --peers it also writes results/decode.json. What compares is the ratio of two turns of one
-round: tokens a second depend on the machine and its mood. Decoding one sequence reads every weight once a token,
-so the memory bandwidth bounds it; the share of that bound says how much is left to win.
+Three tasks: one text, eight at once, a prompt of 512 tokens. Prints a table of each; with --peers it also writes
+results/decode.json. What compares is the ratio of two turns of one round: tokens a second depend on the machine and
+its mood. Decoding one text reads every weight once a token, so the memory bandwidth bounds it; the share of that
+bound says how much is left to win. --random-1b gives a Llama of a billion random weights the same to do, ours
+alone: its layers are as wide as those of models in use. It writes results/decode-1b.json.
 """
 
-import json
-import os
-import platform
 import statistics
 import sys
 from contextlib import ExitStack
-from importlib.metadata import version
-from pathlib import Path
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import click
 import jax
@@ -20,19 +20,61 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from minillm.archs import find_hf
+from minillm.blocks.params import stacked
 from minillm.checkpoint.loader import open_checkpoint
 from minillm.checkpoint.pull import pulled
+from minillm.config import Fields
 from minillm.errors import UserError
+from minillm.model import Model
 from minillm.xla import memory_bandwidth
 
 from .peers import MODEL, PEER_PACKAGES, open_llama_cpp, open_minillm, open_transformers, require_peers
-from .timing import Contestant, Round, median_interval, rotated, wait_for_quiet
+from .report import ratio, rounded, span, spread, where_and_what, write
+from .timing import Contestant, Round, rotated, wait_for_quiet
 
-RESULTS = Path(__file__).parent / "results" / "decode.json"
-OURS, PEERS = {"minillm": open_minillm}, {"transformers": open_transformers, "llama.cpp": open_llama_cpp}
-PROMPT_TOKENS = 32
+OURS = {"minillm": None, "minillm w8a8": "w8a8"}
+TRANSFORMERS = {
+    "transformers": partial(open_transformers, "float32"),
+    "transformers bf16": partial(open_transformers, "bfloat16"),
+}
+LLAMA_CPP = {f"llama.cpp {kind}": partial(open_llama_cpp, kind) for kind in ("F32", "Q8_0", "Q4_1")}
+PAIRS = [("minillm", other) for other in ("transformers", "llama.cpp F32")]
+PAIRS += [("minillm w8a8", other) for other in ("minillm", "transformers bf16", "llama.cpp Q8_0", "llama.cpp Q4_1")]
+BILLION = {
+    "model_type": "llama",
+    "vocab_size": 49152,
+    "hidden_size": 2048,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 16,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "tie_word_embeddings": True,
+}
 
-# Each round continues the next 32 tokens of it.
+
+@dataclass(frozen=True)
+class Task:
+    """So many prompts of so many tokens, with so many to follow (0: reading is what is timed); who can do it."""
+
+    prompts: int
+    length: int
+    n: int
+    peers: dict[str, Any]
+
+    @property
+    def tokens(self) -> int:
+        """What a turn is timed for."""
+        return self.prompts * (self.n or self.length)
+
+
+TASKS = {
+    "one text": Task(1, 32, 64, TRANSFORMERS | LLAMA_CPP),
+    "eight at once": Task(8, 32, 64, TRANSFORMERS),
+    "a prompt of 512": Task(1, 512, 0, TRANSFORMERS | LLAMA_CPP),
+}
+
+# Each round continues the next tokens of it.
 TEXT = """The mill stands where two rivers meet, and nobody remembers who built it. In spring the water is high and
 the wheel turns day and night; in August it hardly moves, and the miller sits by the door and mends sacks. He keeps
 a book in which he writes down what the farmers bring: wheat from the hill, rye from the far side of the wood,
@@ -44,65 +86,85 @@ of her own, and wrote down not the grain but the days on which the kingfisher ca
 
 @click.command(help=__doc__)
 @click.option("--peers", is_flag=True, help="Compare with transformers and llama.cpp.")
+@click.option("--random-1b", is_flag=True, help="A larger model of random weights, ours alone.")
 @click.option("--rounds", default=12, show_default=True, type=click.IntRange(1), help="Turns of each.")
-@click.option("--tokens", default=64, show_default=True, type=click.IntRange(1, 128), help="Tokens a turn.")
-def main(peers: bool, rounds: int, tokens: int) -> None:
+def main(peers: bool, random_1b: bool, rounds: int) -> None:
     try:
-        report = measure(peers, rounds, tokens)
+        if peers and random_1b:
+            raise UserError("--peers have no model of random weights; leave one of the two options out")
+        if peers:
+            require_peers()
+        report = measure(peers, BILLION if random_1b else None, rounds)
     except UserError as error:
         sys.exit(f"bench.decode: {error}")
     show(report)
-    if peers:  # a run alone must not replace a comparison
-        RESULTS.parent.mkdir(exist_ok=True)
-        RESULTS.write_text(json.dumps(report, indent=2) + "\n")
+    if peers or random_1b:  # a run alone must not replace a comparison
+        write("decode-1b" if random_1b else "decode", report)
 
 
-def measure(peers: bool, rounds: int, n: int) -> dict:
-    """Play the rounds and report on them."""
-    if peers:
-        require_peers()
-    checkpoint = open_checkpoint(pulled(MODEL))
-    weight_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(checkpoint.shapes()))
-    tokenizer = checkpoint.tokenizer()
+def measure(peers: bool, shape: dict[str, Any] | None, rounds: int) -> dict:
+    """Play the rounds of every task and report on them."""
+    tokenizer, weight_bytes = open_checkpoint(pulled(MODEL)).tokenizer(), 4 * parameters(shape)
     assert tokenizer is not None  # this model has one
-    text = tokenizer.encode(TEXT)
-    with ExitStack() as stack:
-        started = {name: Contestant(opened) for name, opened in (OURS | PEERS if peers else OURS).items()}
-        contestants = {name: stack.enter_context(one) for name, one in started.items()}
-
-        done = []
-        for number in range(rounds):
-            first = number * PROMPT_TOKENS % (len(text) - PROMPT_TOKENS)
-            prompt = text[first : first + PROMPT_TOKENS]
-            wait_for_quiet()
-            bandwidth = memory_bandwidth()
-            turns = {name: contestants[name].decode(prompt, n) for name in rotated([*contestants], number)}
-            done.append(Round(turns, bandwidth))
+    text, bandwidths, others, tasks = tokenizer.encode(TEXT), [], [], {}
+    for name, task in TASKS.items():
+        players = {who: partial(open_minillm, recipe, shape) for who, recipe in OURS.items()}
+        done, resident = play(players | (task.peers if peers else {}), task, text, rounds)
+        bandwidths += [one.bandwidth for one in done]
+        others += [turn.others for one in done for turn in one.turns.values()]
+        pairs = [pair for pair in PAIRS if set(pair) <= done[0].turns.keys()]
+        tasks[name] = {
+            "times_as_fast": {f"{one} over {other}": speed_ratio(done, one, other) for one, other in pairs},
+            "speeds": {who: speed(done, who, task.tokens) for who in done[0].turns},
+            "same_tokens_as_minillm": {who: agreement(done, who) for who in done[0].turns if who != "minillm"},
+            "resident_gb": resident,
+        }
+        if name == "one text":
+            tasks[name]["speeds"]["minillm"] |= bandwidth_share(done, "minillm", task.n, weight_bytes)
     return {
-        "speed_of_minillm_over": {name: ratio(done, name) for name in contestants if name != "minillm"},
-        "decoders": {
-            name: speed(done, name, n) | bandwidth_share(done, name, n, weight_bytes) for name in contestants
-        },
-        "same_tokens_as_minillm": {name: agreement(done, name) for name in contestants if name != "minillm"},
-        "memory_bandwidth_gb_s": round(statistics.median(one.bandwidth for one in done) / 1e9, 1),
+        "tasks": tasks,
+        "memory_bandwidth_gb_s": round(statistics.median(bandwidths) / 1e9, 1),
         "weights_gb": round(weight_bytes / 1e9, 3),
-        "others_at_most": rounded(max(turn.others for one in done for turn in one.turns.values())),
-        "setting": {
-            "model": MODEL,
-            "dtype": "float32",
-            "prompt_tokens": PROMPT_TOKENS,
-            "tokens": n,
-            "rounds": rounds,
-        },
-        "machine": {"cpu": cpu_model(), "cores": os.cpu_count(), "system": platform.system()},
-        "versions": versions(peers),
+        "others_at_most": rounded(max(others)),
+        "setting": {"model": shape or MODEL, "rounds": rounds},
+        **where_and_what(*(PEER_PACKAGES if peers else ())),
     }
 
 
-def ratio(rounds: list[Round], peer: str) -> dict:
-    """How many times as fast as a peer we are: the median over rounds and its 95 % interval."""
-    ratios = np.array([one.turns[peer].seconds / one.turns["minillm"].seconds for one in rounds])
-    return {"median": rounded(np.median(ratios)), "interval_95": [rounded(end) for end in median_interval(ratios)]}
+def play(players: dict[str, Any], task: Task, text: list[int], rounds: int) -> tuple[list[Round], dict]:
+    """The rounds of a task, and the memory that each process was left with, in GB."""
+    done, warm_up = [], (prompts_of(task, text, 0), task.n and 8)
+    with ExitStack() as stack:
+        started = {name: Contestant(opened, warm_up) for name, opened in players.items()}
+        contestants = {name: stack.enter_context(one) for name, one in started.items()}
+        for number in range(rounds):
+            prompts = prompts_of(task, text, number)
+            wait_for_quiet()
+            bandwidth = memory_bandwidth()
+            turns = {name: contestants[name].decode(prompts, task.n) for name in rotated([*contestants], number)}
+            done.append(Round(turns, bandwidth))
+        return done, {name: one.resident_gb() for name, one in contestants.items()}
+
+
+def prompts_of(task: Task, text: list[int], number: int) -> list[list[int]]:
+    """The prompts of a round: pieces of a text that goes round and round."""
+    begins = [(number * task.prompts + i) * task.length for i in range(task.prompts)]
+    return [[text[(begin + i) % len(text)] for i in range(task.length)] for begin in begins]
+
+
+def parameters(shape: dict[str, Any] | None) -> int:
+    """How many numbers a model has: SmolLM2, unless the entries of a config.json are given."""
+    if shape is None:
+        shapes = open_checkpoint(pulled(MODEL)).shapes()
+    else:
+        config = find_hf(shape["model_type"], "model_type").config_from_hf(Fields(shape, "shape"))
+        shapes = Model.build(config, lambda name, layer, *shapes, init: stacked(shapes))
+    return sum(leaf.size for leaf in jax.tree.leaves(shapes))
+
+
+def speed_ratio(rounds: list[Round], one: str, other: str) -> dict:
+    """How many times as fast one is as another."""
+    return ratio([each.turns[other].seconds / each.turns[one].seconds for each in rounds])
 
 
 def speed(rounds: list[Round], name: str, n: int) -> dict:
@@ -127,41 +189,22 @@ def agreement(rounds: list[Round], peer: str) -> dict:
     return {"before_first_difference": sum(same), "of": total, "worst_round": min(same)}
 
 
-def versions(peers: bool) -> dict[str, str]:
-    """What was measured, and with what."""
-    packages = ("minillm", "jax", "jaxlib", "flax", "numpy", *(PEER_PACKAGES if peers else ()))
-    return {"python": platform.python_version()} | {package: version(package) for package in packages}
-
-
-def cpu_model() -> str:
-    """The processor's name as the system gives it."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.processor())
-
-
 def show(report: dict) -> None:
     """Print the report's main numbers."""
-    table = Table("", "tokens/s", "quartiles", "of bandwidth", "minillm is", "95 %", "same tokens")
-    for name, found in report["decoders"].items():
-        row = [name, f"{found['tokens_per_second']:.1f}", span(found["quartiles"], 1)]
-        row.append(f"{found['bandwidth_share']:.0%}")
-        if name in report["speed_of_minillm_over"]:
-            ours, same = report["speed_of_minillm_over"][name], report["same_tokens_as_minillm"][name]
-            row += [f"{ours['median']:.2f}x", span(ours["interval_95"], 2)]
-            row.append(f"{same['before_first_difference']} of {same['of']}")
-        table.add_row(*row)
-    Console(width=100).print(table)
+    for task, found in report["tasks"].items():
+        table = Table(task, "tokens/s", "quartiles", "of bandwidth", "resident GB", "tokens as minillm")
+        for name, one in found["speeds"].items():
+            row = [name, f"{one['tokens_per_second']:.1f}", span(one["quartiles"], 1)]
+            row.append(f"{one['bandwidth_share']:.0%}" if "bandwidth_share" in one else "")
+            row.append(f"{found['resident_gb'][name]:.2f}")
+            same = found["same_tokens_as_minillm"].get(name)
+            row.append(f"{same['before_first_difference']} of {same['of']}" if same else "")
+            table.add_row(*row)
+        Console(width=110).print(table)
+        for pair, times in found["times_as_fast"].items():
+            print(f"{pair}: {spread(times)}")
     print(f"{report['setting']['rounds']} rounds, others took up to {report['others_at_most']:.0%} of the machine;")
-    print(f"memory reads at {report['memory_bandwidth_gb_s']} GB/s, and the weights are {report['weights_gb']} GB")
-
-
-def span(ends: list[float], digits: int) -> str:
-    return " – ".join(f"{end:.{digits}f}" for end in ends)
-
-
-def rounded(value) -> float:
-    return round(float(value), 3)
+    print(f"memory reads at {report['memory_bandwidth_gb_s']} GB/s, float32 weights are {report['weights_gb']} GB")
 
 
 if __name__ == "__main__":

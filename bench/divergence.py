@@ -7,10 +7,8 @@ be off by ROUNDING of the largest logit. A gap above it is an error, and so is a
 Writes results/divergence.json.
 """
 
-import json
 from collections.abc import Callable
 from itertools import zip_longest
-from pathlib import Path
 from typing import Any
 
 import click
@@ -22,9 +20,8 @@ import minillm
 from minillm.engine import Engine
 from minillm.lm import LM
 
-from .decode import TEXT, versions
-
-RESULTS = Path(__file__).parent / "results" / "divergence.json"
+from .decode import TEXT
+from .report import where_and_what, write
 
 # A logit of L layers is the end of about 4 L sums, each off by about one rounding (2^-24) in a random direction:
 # sqrt(4 L) roundings together, 11 for 30 layers. 64 is six times that, as errors also grow on their way.
@@ -94,9 +91,9 @@ def main(model: str, prompts: int, tokens: int) -> None:
         report[name] = found
         gap = max((one["gap"] for one in found), default=0.0)
         table.add_row(name, str(prompts), str(len(found)), f"{gap:.1e}", f"{bound_of(found):.1e}")
-    report["versions"] = versions(peers=False)
+    report |= where_and_what()
     Console(width=100).print(table)
-    RESULTS.write_text(json.dumps(report, indent=2) + "\n")
+    write("divergence", report)
     if any(one["gap"] > one["bound"] for name in WAYS for one in report[name]):
         raise click.ClickException("a token differs that was no near-tie")
 

@@ -6,9 +6,6 @@ grow like those bytes. Writes results/growth.json and, with the `plots` extra, r
 """
 
 import gc
-import json
-import os
-import platform
 import statistics
 import time
 from pathlib import Path
@@ -27,10 +24,9 @@ from minillm.lm import LM
 from minillm.sampling import new_sampler
 from minillm.xla import on_device
 
-from .decode import cpu_model, rounded, versions
+from .report import RESULTS, pyplot, rounded, where_and_what, write
 from .timing import rotated, wait_for_quiet
 
-RESULTS = Path(__file__).parent / "results"
 CONTEXTS = (256, 1024, 4096, 16384, 65536)
 STEPS = 12
 
@@ -97,8 +93,7 @@ def main(rounds: int, longest: int) -> None:
     contexts = [context for context in CONTEXTS if context <= longest]
     report = measure(rounds, contexts)
     show(report)
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "growth.json").write_text(json.dumps(report, indent=2) + "\n")
+    write("growth", report)
     plot(report, RESULTS / "growth.png")
 
 
@@ -116,8 +111,7 @@ def measure(rounds: int, contexts: list[int]) -> dict:
             name: grown(lm, contexts, [times[name, context] for context in contexts]) for name, lm in models.items()
         },
         "setting": {"contexts": contexts, "rounds": rounds, "steps": STEPS, "dtype": "float32"},
-        "machine": {"cpu": cpu_model(), "cores": os.cpu_count(), "system": platform.system()},
-        "versions": versions(peers=False),
+        **where_and_what(),
     }
 
 
@@ -165,14 +159,9 @@ def show(report: dict) -> None:
 
 def plot(report: dict, path: Path) -> None:
     """Time and memory against context, one line a model; nothing without matplotlib."""
-    try:
-        import matplotlib  # pyright: ignore[reportMissingImports]
-    except ImportError:
-        print("no picture: pip install -e '.[plots]'")
+    plt = pyplot()
+    if plt is None:
         return
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt  # pyright: ignore[reportMissingImports]
-
     contexts = report["setting"]["contexts"]
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.4), layout="constrained")
     for name, found in report["models"].items():

@@ -5,17 +5,14 @@ results/mamba.json. transformers runs the code that it has for CPUs. mambapy joi
 parallel scan reads the prompt, though that leaves no state to go on from, and its steps decode.
 """
 
-import json
 import multiprocessing
 import os
-import platform
 import sys
 import tempfile
 import time
 from contextlib import ExitStack
 from functools import partial
 from importlib import import_module
-from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -30,11 +27,11 @@ from minillm.generate import Plan, generate_tokens
 from minillm.sampling import new_sampler
 from minillm.xla import memory_bandwidth
 
-from .decode import agreement, bandwidth_share, cpu_model, ratio, rounded, span, speed
+from .decode import agreement, bandwidth_share, speed, speed_ratio
 from .peers import THREADS, Clock
+from .report import rounded, span, spread, where_and_what, write
 from .timing import Contestant, Decode, Round, rotated, wait_for_quiet
 
-RESULTS = Path(__file__).parent / "results" / "mamba.json"
 SIZES = {"vocab_size": 50280, "hidden_size": 768, "num_hidden_layers": 24, "layer_norm_epsilon": 1e-5}
 PROMPT, SHORT_PROMPT = 2048, 16
 LONG_TRIES = 2  # of a turn that takes some peers a quarter of a minute, quiet or not
@@ -55,7 +52,7 @@ def main(peers: bool, rounds: int, tokens: int) -> None:
         report = measure(folder, peers, rounds, tokens)
     show(report)
     if peers:  # a run alone must not replace a comparison
-        RESULTS.write_text(json.dumps(report, indent=2) + "\n")
+        write("mamba", report)
 
 
 def measure(folder: str, peers: bool, rounds: int, n: int) -> dict:
@@ -86,8 +83,7 @@ def measure(folder: str, peers: bool, rounds: int, n: int) -> dict:
         "decode": compared(decodes, n) | bandwidth_share(decodes, "minillm", n, weight_bytes),
         "others_at_most": rounded(max(turn.others for turn in turns)),
         "setting": {"dtype": "float32", "prompt": PROMPT, "tokens": n, "rounds": rounds, **SIZES},
-        "machine": {"cpu": cpu_model(), "cores": os.cpu_count(), "system": platform.system()},
-        "versions": versions(peers),
+        **where_and_what(*(["torch", *names(peers)[1:]] if peers else [])),
     }
 
 
@@ -96,18 +92,12 @@ def names(peers: bool) -> list[str]:
     return [name for name in OPENED if name == "minillm" or (peers and find_spec(name))]
 
 
-def versions(peers: bool) -> dict[str, str]:
-    """What was measured, and with what."""
-    packages = ("jax", "jaxlib", "flax", "numpy", *names(peers), *(("torch",) if peers else ()))
-    return {"python": platform.python_version()} | {package: version(package) for package in packages}
-
-
 def compared(rounds: list[Round], n: int) -> dict:
     """Speeds of everyone at n tokens a turn, beside ours."""
     present = [name for name in OPENED if name in rounds[0].turns]
     others = present[1:]
     return {
-        "speed_of_minillm_over": {name: ratio(rounds, name) for name in others},
+        "times_as_fast": {f"minillm over {name}": speed_ratio(rounds, "minillm", name) for name in others},
         "speeds": {name: speed(rounds, name, n) for name in present},
         "same_tokens_as_minillm": {name: agreement(rounds, name) for name in others},
     }
@@ -188,15 +178,14 @@ OPENED = {"minillm": open_minillm, "transformers": open_transformers, "mambapy":
 
 def show(report: dict) -> None:
     """Print the report's main numbers."""
-    table = Table("", "tokens/s", "quartiles", "minillm is", "95 %", "same tokens")
+    table = Table("", "tokens/s", "quartiles", "minillm is (95 %)", "same tokens")
     for task in ("prefill", "decode"):
-        over, agreed = report[task]["speed_of_minillm_over"], report[task]["same_tokens_as_minillm"]
+        over, agreed = report[task]["times_as_fast"], report[task]["same_tokens_as_minillm"]
         for name, found in report[task]["speeds"].items():
             row = [f"{task}: {name}", f"{found['tokens_per_second']:.1f}", span(found["quartiles"], 1)]
-            if name in over:
-                ours, same = over[name], agreed[name]
-                row += [f"{ours['median']:.2f}x", span(ours["interval_95"], 2)]
-                row.append(f"{same['before_first_difference']} of {same['of']}")
+            if name in agreed:
+                same = agreed[name]
+                row += [spread(over[f"minillm over {name}"]), f"{same['before_first_difference']} of {same['of']}"]
             table.add_row(*row)
     Console(width=100).print(table)
     print(f"{report['setting']['rounds']} rounds, others took up to {report['others_at_most']:.0%} of the machine;")

@@ -1,13 +1,14 @@
-"""The contestants: minillm, transformers and llama.cpp, each made from the same GGUF file with float32 weights.
+"""The contestants: minillm, transformers and llama.cpp, each made from the same GGUF file.
 
-Each `open_*` gives a function that decodes greedily, `(prompt, n) -> (tokens, seconds)`: n + 1 tokens, and the
-seconds of the last n, since the first one belongs to the prefill. An end of text does not stop it. All of them
-may use every core.
+Each `open_*` gives a function that continues prompts of one length greedily, `(prompts, n) -> (tokens, seconds)`:
+n + 1 tokens after each prompt, one text behind the other, and the seconds of the last n of each; for n = 0 those of
+the first one, which is the prefill. An end of text does not stop it. All of them may use every core.
 """
 
 import os
 import tempfile
 import time
+from dataclasses import replace
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,8 +18,10 @@ import numpy as np
 
 import minillm
 from minillm.checkpoint.pull import pulled
+from minillm.engine import Engine
 from minillm.errors import UserError
 from minillm.generate import Plan, generate_tokens
+from minillm.lm import LM
 from minillm.sampling import new_sampler
 
 from .timing import Decode
@@ -28,30 +31,53 @@ PEER_PACKAGES = ("torch", "transformers", "gguf", "xllamacpp")
 THREADS = os.cpu_count() or 1
 
 
-def open_minillm() -> Decode:
-    """Our own generation."""
-    lm, greedy = minillm.load(MODEL), new_sampler(temperature=0, seed=0)
-    model = lm.model
+def open_minillm(recipe: str | None, shape: dict[str, Any] | None = None) -> Decode:
+    """Our own generation, in float32 or by a recipe; with random weights if a config.json's entries are given."""
+    lm = minillm.load(MODEL) if shape is None else minillm.init(shape)
+    if recipe:
+        lm, _ = lm.quantize(recipe)
+    lm = LM(replace(lm.config, eos=()), None, lm.shapes, lm.weights)
 
-    def decode(prompt: list[int], n: int) -> tuple[list[int], float]:
-        tokens = generate_tokens(model, Plan.of(prompt, n + 1, lm.config.context), greedy)
-        first, started = next(tokens), time.perf_counter()
-        rest = list(tokens)
-        return [first, *rest], time.perf_counter() - started
+    def decode(prompts: list[list[int]], n: int) -> tuple[list[int], float]:
+        return together(lm, prompts, n) if len(prompts) > 1 else alone(lm, prompts[0], n)
 
     return decode
 
 
-def open_transformers() -> Decode:
-    """LlamaForCausalLM, eager, by its own `generate`, which was no slower than a bare loop over its cache."""
-    torch, model = import_module("torch"), transformers_model()
-    torch.set_num_threads(THREADS)
+def alone(lm: LM, prompt: list[int], n: int) -> tuple[list[int], float]:
+    """One text by `generate_tokens`."""
+    plan, greedy, began = Plan.of(prompt, n + 1, lm.config.context), new_sampler(temperature=0), time.perf_counter()
+    tokens = generate_tokens(lm.model, plan, greedy)
+    first, there = next(tokens), time.perf_counter()
+    rest = list(tokens)
+    return [first, *rest], time.perf_counter() - there if n else there - began
 
-    def decode(prompt: list[int], n: int) -> tuple[list[int], float]:
-        tokens, clock = torch.tensor([prompt]), Clock()
+
+def together(lm: LM, prompts: list[list[int]], n: int) -> tuple[list[int], float]:
+    """Several texts by the engine; the clock starts when it has read all prompts."""
+    engine = Engine(lm, max_batch=len(prompts), context=len(prompts[0]) + n + 1, kind="contiguous")
+    requests = [engine.submit(prompt, max_tokens=n + 1, temperature=0.0) for prompt in prompts]
+    while engine.waiting or not all(request.decodes for request in engine.order):
+        engine.step()
+    before, there = sum(len(request.tokens) for request in requests), time.perf_counter()
+    engine.run()
+    seconds, tokens = time.perf_counter() - there, [token for request in requests for token in request.tokens]
+    # a few came while later prompts were read
+    return tokens, seconds * n * len(prompts) / (len(tokens) - before)
+
+
+def open_transformers(dtype: str) -> Decode:
+    """LlamaForCausalLM, eager, by its own `generate`, which was no slower than a bare loop over its cache."""
+    torch = import_module("torch")
+    torch.set_num_threads(THREADS)
+    model = transformers_model().to(getattr(torch, dtype))
+
+    def decode(prompts: list[list[int]], n: int) -> tuple[list[int], float]:
+        tokens, clock = torch.tensor(prompts), Clock()
         options = {"max_new_tokens": n + 1, "do_sample": False, "streamer": clock}
         out = model.generate(tokens, attention_mask=torch.ones_like(tokens), **options)
-        return out[0, len(prompt) :].tolist(), clock.times[-1] - clock.times[1]
+        asked, first, *_, last = [*clock.times, clock.times[-1]]
+        return out[:, tokens.shape[1] :].flatten().tolist(), last - first if n else first - asked
 
     return decode
 
@@ -69,25 +95,29 @@ class Clock:
         pass
 
 
-def open_llama_cpp() -> Decode:
-    """llama.cpp, given the model as a float32 file."""
+def open_llama_cpp(kind: str) -> Decode:
+    """llama.cpp with one text, given the model's own file (Q4_1) or one whose matrices are of another type."""
     xllamacpp = import_module("xllamacpp")
     params = xllamacpp.CommonParams()
-    params.n_ctx, params.n_parallel, params.fit_params, params.verbosity = 512, 1, False, 0
+    params.n_ctx, params.n_parallel, params.fit_params, params.verbosity = 1024, 1, False, 0
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = THREADS
     params.load_mode = xllamacpp.llama_load_mode.LLAMA_LOAD_MODE_NONE  # not mapped: the file goes away
     with tempfile.TemporaryDirectory() as folder:
-        params.model.path = str(Path(folder) / "model.gguf")
-        write_float32(params.model.path)
+        params.model.path = str(pulled(MODEL))
+        if kind != "Q4_1":
+            params.model.path = str(Path(folder) / "model.gguf")
+            write_as(kind, params.model.path)
         server = xllamacpp.Server(params)
     options = {"temperature": 0, "samplers": ["temperature"], "ignore_eos": True, "cache_prompt": False}
 
-    def decode(prompt: list[int], n: int) -> tuple[list[int], float]:
+    def decode(prompts: list[list[int]], n: int) -> tuple[list[int], float]:
+        [prompt] = prompts
         request = {"prompt": prompt, "n_predict": n + 1, **options}
         # Token ids come only with log-probabilities, which cost time: ask for them in a call that is not timed.
         named = server.handle_completions({**request, "logprobs": 1})["choices"][0]["logprobs"]["content"]
         timings = server.handle_completions(request)["timings"]
-        return [token["id"] for token in named], n / timings["predicted_per_second"]
+        seconds = n / timings["predicted_per_second"] if n else timings["prompt_ms"] / 1000
+        return [token["id"] for token in named], seconds
 
     return decode
 
@@ -138,17 +168,21 @@ def transformers_model() -> Any:
     return model.eval()
 
 
-def write_float32(path: str) -> None:
-    """The model as a GGUF file with every tensor in float32."""
+def write_as(kind: str, path: str) -> None:
+    """The model as a GGUF file with every matrix of a type, F32 or Q8_0, by the gguf package."""
     gguf = import_module("gguf")
     reader, writer = gguf.GGUFReader(pulled(MODEL)), gguf.GGUFWriter(path, "llama")
-    changed = {"general.file_type": int(gguf.LlamaFileType.ALL_F32)}
+    wanted = gguf.GGMLQuantizationType[kind]
+    all_or_most = "ALL" if kind == "F32" else "MOSTLY"
+    changed = {"general.file_type": int(gguf.LlamaFileType[f"{all_or_most}_{kind}"])}
     for name, field in reader.fields.items():
         if not name.startswith("GGUF.") and name != "general.architecture":  # which the writer adds itself
             element = field.types[-1] if len(field.types) > 1 else None
             writer.add_key_value(name, changed.get(name, field.contents()), field.types[0], element)
     for tensor in reader.tensors:
-        writer.add_tensor(tensor.name, gguf.dequantize(tensor.data, tensor.tensor_type))
+        array = gguf.dequantize(tensor.data, tensor.tensor_type)
+        stored = wanted if array.ndim > 1 else gguf.GGMLQuantizationType.F32
+        writer.add_tensor(tensor.name, gguf.quantize(array, stored), raw_dtype=stored)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -5,13 +5,9 @@ layers alone, and a whole greedy step with all that was not pruned. Both take tu
 the ratio within a round. Speed does not depend on which channels go. Writes results/pruning.json.
 """
 
-import json
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import click
@@ -33,10 +29,9 @@ from minillm.span import Span
 from minillm.texts import calibration
 from minillm.xla import on_device
 
-from .decode import cpu_model, rounded, span, versions
-from .timing import median_interval, rotated, wait_for_quiet
+from .report import ratio, rounded, spread, where_and_what, write
+from .timing import rotated, wait_for_quiet
 
-RESULTS = Path(__file__).parent / "results" / "pruning.json"
 MODEL, SHARE, CONTEXT = "smollm2-135m", 0.5, 256
 WARM = 3  # steps of a turn that do not count
 
@@ -58,11 +53,10 @@ def main(rounds: int, steps: int) -> None:
             "rounds": rounds,
             "steps": steps,
         },
-        "machine": {"cpu": cpu_model(), "cores": os.cpu_count(), "system": platform.system()},
-        "versions": versions(peers=False),
+        **where_and_what(),
     }
     show(report)
-    RESULTS.write_text(json.dumps(report, indent=2) + "\n")
+    write("pruning", report)
 
 
 def both() -> tuple[Model, Model]:
@@ -85,11 +79,8 @@ def measure(
     for number in range(rounds):
         wait_for_quiet()
         turns.append({name: part(models[name], steps) for name in rotated([*models], number)})
-    ratios = np.array([turn["full"] / turn["pruned"] for turn in turns])
     return {
-        "times_as_fast": rounded(np.median(ratios)),
-        "interval_95": [rounded(end) for end in median_interval(ratios)],
-        "quartiles": [rounded(end) for end in np.percentile(ratios, (25, 75))],
+        "times as fast": ratio([turn["full"] / turn["pruned"] for turn in turns]),
         "ms": {name: rounded(1e3 * statistics.median(turn[name] for turn in turns)) for name in models},
     }
 
@@ -135,11 +126,10 @@ def median_seconds(step: Callable[[int], jax.Array], steps: int) -> float:
 
 def show(report: dict) -> None:
     """Print the report's main numbers."""
-    table = Table("", "times as fast", "95 %", "quartiles", "ms, full", "ms, pruned")
+    table = Table("", "times as fast (95 %)", "ms, full", "ms, pruned")
     for name, found in report["pruned_over_full"].items():
         ms = [f"{found['ms'][which]:.2f}" for which in ("full", "pruned")]
-        fast = f"{found['times_as_fast']:.2f}"
-        table.add_row(name, fast, span(found["interval_95"], 2), span(found["quartiles"], 2), *ms)
+        table.add_row(name, spread(found["times as fast"]), *ms)
     Console(width=100).print(table)
     before, after = report["parameters"]
     print(f"{before:,} -> {after:,} parameters; {report['setting']['rounds']} rounds")

@@ -8,8 +8,6 @@ extra results/quality-MODEL.png.
 """
 
 import json
-import os
-import platform
 import statistics
 from pathlib import Path
 from typing import Any
@@ -30,10 +28,9 @@ from minillm.quant.recipes import PRODUCTS
 from minillm.texts import evaluation, held_out
 from weights.check import judge, recipe
 
-from .decode import cpu_model, versions
+from .report import RESULTS, pyplot, where_and_what, write
 from .timing import wait_for_quiet
 
-RESULTS = Path(__file__).parent / "results"
 GGUF = "q8_0 q6_k q5_k q4_k q4_0 q3_k q2_k iq4_nl".split()
 OTHERS = """
     int8 fp8 mxfp8 mxfp6 nf4 nvfp4 mxfp4 int4-g32 int4-g32-affine int4 awq:int4-g32 gptq:int4-g32 awq:int4 gptq:int4
@@ -51,35 +48,28 @@ PROMPT, NEW = 256, 32  # tokens of a turn of the clock
 @click.option("--titles", default=40, show_default=True, type=click.IntRange(0, 122), help="Recipes to write.")
 @click.option("--rounds", default=5, show_default=True, type=click.IntRange(1), help="Turns of the clock.")
 def main(name: str, recipes: tuple[str, ...], documents: int, titles: int, rounds: int) -> None:
-    lm, path = minillm.load(name), RESULTS / f"quality-{name}.json"
+    lm, result = minillm.load(name), f"quality-{name}"
+    path = RESULTS / f"{result}.json"
     titles = titles if name in bundled_models() else 0  # others were not made for this
     setting = {"model": name, "documents": documents, "titles": titles, "rounds": rounds, "window": window_of(lm)}
     report: dict[str, Any] = {"setting": setting, "stored": STORED.get(name), "recipes": {}}
     if path.exists() and (before := json.loads(path.read_text()))["setting"] == setting:
         report = before
-    report |= {"machine": {"cpu": cpu_model(), "cores": os.cpu_count(), "system": platform.system()}}
-    report |= {"versions": versions(peers=False)}
+    report |= where_and_what()
     report.setdefault("plain", {"bytes": bytes_of(lm), **reliability(lm, titles)})
     rows = report["recipes"]
     for one in recipes or (*GGUF, *OTHERS):
         if one not in rows:
             rows[one] = measure(lm, one, documents, titles)
-            write(path, report)
+            write(result, report)
             print(one, rows[one], flush=True)
     for one, row in rows.items():  # clocks come last: they want a quiet machine
         if "refused" not in row and "speed" not in row:
             row["speed"] = speed(lm, lm.quantize(one)[0], rounds)
-            write(path, report)
+            write(result, report)
             print(one, row["speed"], flush=True)
     show(report)
     plot(report, path.with_suffix(".png"))
-
-
-def write(path: Path, report: dict[str, Any]) -> None:
-    """Put what is known so far into the file."""
-    draft = path.with_suffix(".tmp")
-    draft.write_text(json.dumps(report, indent=1) + "\n")
-    draft.replace(path)
 
 
 def measure(lm: LM, recipe_name: str, documents: int, titles: int) -> dict[str, Any]:
@@ -174,14 +164,9 @@ def show(report: dict[str, Any]) -> None:
 
 def plot(report: dict[str, Any], path: Path) -> None:
     """Divergence against size; nothing without matplotlib."""
-    try:
-        import matplotlib  # pyright: ignore[reportMissingImports]
-    except ImportError:
-        print("no picture: pip install -e '.[plots]'")
+    plt = pyplot()
+    if plt is None:
         return
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt  # pyright: ignore[reportMissingImports]
-
     rows = {name: row for name, row in report["recipes"].items() if "refused" not in row}
     kinds = {
         "types of GGUF files": [name for name in GGUF if name in rows],

@@ -5,25 +5,19 @@ recipe by tiny-transformer with tiny-draft; and an essay, where there is little 
 greedy text, taking turns in one process; what counts is the ratio within a round. Writes results/speculation.json.
 """
 
-import json
-import os
-import platform
-import statistics
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import click
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 import minillm
 from minillm.lm import LM, Completion
 
-from .decode import TEXT, cpu_model, rounded, span, versions
-from .timing import median_interval, rotated, wait_for_quiet
+from .decode import TEXT
+from .report import ratio, rounded, spread, where_and_what, write
+from .timing import rotated, wait_for_quiet
 
-RESULTS = Path(__file__).parent / "results" / "speculation.json"
 SMOLLM2 = "smollm2-135m"
 STORY = TEXT.replace("\n", " ")
 SENTENCES = STORY.split(". ")
@@ -62,11 +56,10 @@ def main(rounds: int, tokens: int) -> None:
     report = {
         "tasks": {name: measure(task, rounds, tokens) for name, task in TASKS.items()},
         "setting": {"rounds": rounds, "tokens": tokens, "temperature": 0, "dtype": "float32"},
-        "machine": {"cpu": cpu_model(), "cores": os.cpu_count(), "system": platform.system()},
-        "versions": versions(peers=False),
+        **where_and_what(),
     }
     show(report)
-    RESULTS.write_text(json.dumps(report, indent=2) + "\n")
+    write("speculation", report)
 
 
 def measure(task: Task, rounds: int, tokens: int) -> dict[str, Any]:
@@ -92,14 +85,12 @@ def turn(lm: LM, task: Task, draft: str | None, tokens: int) -> Completion:
 
 def compared(played: list[dict[str | None, Completion]], draft: str) -> dict[str, Any]:
     """A drafter against none."""
-    ratios = np.array([decode_speed(one[draft]) / decode_speed(one[None]) for one in played])
     last, plain = played[-1][draft], played[-1][None]
     pairs = list(zip(last.tokens, plain.tokens, strict=False))
     same = next((i for i, (a, b) in enumerate(pairs) if a != b), len(pairs))
     figures = {name: value for name, value in last.speculation.items() if isinstance(value, int | float)}
     return {
-        "speed_over_plain": rounded(statistics.median(ratios)),
-        "interval_95": [rounded(end) for end in median_interval(ratios)],
+        "over plain": ratio([decode_speed(one[draft]) / decode_speed(one[None]) for one in played]),
         "tokens": len(plain.tokens),
         "same_from_the_start": same,
         **{name: rounded(value) for name, value in figures.items()},
@@ -116,10 +107,11 @@ def decode_speed(completion: Completion) -> float:
 
 def show(report: dict[str, Any]) -> None:
     """Print the report's main numbers."""
-    table = Table("", "drafter", "speed", "95 %", "tokens a pass", "passes", "steps", "predicted", "same tokens")
+    columns = ("tokens a pass", "passes", "steps", "predicted", "same tokens")
+    table = Table("", "drafter", "over plain (95 %)", *columns)
     for task, drafters in report["tasks"].items():
         for draft, found in drafters.items():
-            row = [task, draft, f"{found['speed_over_plain']:.2f}x", span(found["interval_95"], 2)]
+            row = [task, draft, spread(found["over plain"])]
             row += [f"{found.get('tokens_per_pass', 0):.1f}", f"{found['draft_passes']:.0f}"]
             row += [f"{found['plain_steps']:.0f}", f"{found.get('predicted_speed_up', 0):.2f}x"]
             table.add_row(*row, f"{found['same_from_the_start']} of {found['tokens']}")

@@ -6,6 +6,7 @@ Machines drift and other programs come and go, so turns are short, rounds rotate
 the ratio within a round.
 """
 
+import math
 import multiprocessing
 import os
 import time
@@ -14,12 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-import numpy as np
-
 T = TypeVar("T")
 
-# prompt, n -> n + 1 tokens, and the seconds of the last n
-Decode = Callable[[list[int], int], tuple[list[int], float]]
+# prompt (or several), n -> n + 1 tokens of each, and the seconds of the last n
+Decode = Callable[[Any, int], tuple[list[int], float]]
 
 QUIET = 0.03  # a turn counts when other programs took less than this share of the machine meanwhile
 TRIES = 8  # but after so many the quietest is taken
@@ -71,6 +70,12 @@ class Contestant:
             turns.append(self._turn(prompt, n))
         return min(turns, key=lambda turn: turn.others)
 
+    def resident_gb(self) -> float:
+        """The memory that the process has now; NaN where the system does not say (not Linux)."""
+        status = Path(f"/proc/{self.process.pid}/statm")
+        pages = int(status.read_text().split()[1]) if status.exists() else math.nan
+        return pages * os.sysconf("SC_PAGE_SIZE") / 1e9
+
     def _turn(self, prompt: Any, n: Any) -> Turn:
         started, busy_before = time.perf_counter(), busy_seconds()
         self.pipe.send((prompt, n))
@@ -114,10 +119,3 @@ def rotated(names: Sequence[T], by: int) -> list[T]:
     """Names in the order of round `by`: everyone goes first equally often."""
     by %= len(names)
     return [*names[by:], *names[:by]]
-
-
-def median_interval(values: np.ndarray) -> tuple[float, float]:
-    """The bootstrap 95 % interval of the median of values [n]."""
-    draws = np.random.default_rng(0).choice(values, (10_000, len(values)))
-    low, high = np.percentile(np.median(draws, axis=1), (2.5, 97.5))
-    return float(low), float(high)

@@ -27,8 +27,6 @@ from .coded import Coded
 from .grouped import grouped_product
 from .storage import PER_LARGEST, Blocks, Floats, Ints, Storage
 
-LEAST_ROWS = 2  # a product of bytes with a lone row takes ten times as long as one with two (XLA 0.10 on a CPU)
-
 
 class Product(Protocol):
     """x f32 [t d] times the transpose of a matrix [f d] in `storage` -> f32 [t f]."""
@@ -49,10 +47,9 @@ class Int8:
 
     def __call__(self, x: jax.Array, parts: tuple[jax.Array, ...]) -> jax.Array:
         """As `int8_matmul`."""
-        (codes, scales, _), w, rows = encode_ints(x, "int8"), self.storage.coded(parts), len(x)
-        missing = max(LEAST_ROWS - rows, 0)
-        codes, scales = jnp.pad(codes, ((0, missing), (0, 0))), jnp.pad(scales[:, 0], (0, missing))
-        return int8_matmul(codes, w.codes, scales, w.scales[:, 0])[:rows]
+        codes, scales, _ = encode_ints(x, "int8")
+        w = self.storage.coded(parts)
+        return int8_matmul(codes, w.codes, scales[:, 0], w.scales[:, 0])
 
 
 @dataclass(frozen=True)

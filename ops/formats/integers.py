@@ -7,7 +7,7 @@ import numpy as np
 from ..shapes import shaped
 from .checks import check_narrow
 from .integers_ref import CodedInts, IntFormat, check_coded, in_groups, int_format
-from .rounding import divided, normal
+from .rounding import divided, largest_of, normal
 
 
 @shaped("x: ... float")
@@ -35,7 +35,7 @@ def first_scale(groups: jax.Array, form: IntFormat, affine: bool) -> tuple[jax.A
     if affine:
         least, most = jnp.minimum(groups.min(-1), 0), jnp.maximum(groups.max(-1), 0)
         return normal((most - least) * np.float32(1 / (2**form.bits - 1))), least
-    largest = jnp.max(jnp.abs(groups), axis=-1)
+    largest = largest_of(groups)
     return normal(largest * np.float32(1 / form.largest)), jnp.zeros_like(largest)
 
 

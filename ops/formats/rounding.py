@@ -29,6 +29,20 @@ def divided(x: jax.Array, scales: jax.Array) -> jax.Array:
     return jnp.where(scales[..., None] > 0, x / jax.lax.optimization_barrier(safe), 0)
 
 
+def largest_of(x: jax.Array) -> jax.Array:
+    """The largest |x| of the last axis.
+
+    On processors XLA 0.10 cuts a reduction of more than 32 numbers in two or three, and calls a program for each
+    and one for |x|; of steps of up to 32 that it must not merge it makes one. Every call costs some microseconds,
+    and a token of SmolLM2 in W8A8 then takes 1,058 of them instead of 1,330.
+    """
+    x, n = jnp.abs(x), x.shape[-1]
+    while n > 32 and (steps := [k for k in range(2, 33) if n % k == 0]):
+        n //= steps[-1]
+        x = jax.lax.optimization_barrier(jnp.max(x.reshape(*x.shape[:-1], steps[-1], n), axis=-2))
+    return jnp.max(x, axis=-1)
+
+
 def power_of_two(exponent: jax.Array) -> jax.Array:
     """Float32 2^exponent, for exponents from -126 to 127."""
     return jax.lax.bitcast_convert_type((exponent + 127) << 23, jnp.float32)

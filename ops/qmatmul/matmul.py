@@ -16,6 +16,7 @@ from ..formats.rounding import power_of_two
 from ..shapes import shaped
 
 LONGEST_SUM = 2**31 // (255 * 128)  # of products of uint8 and int8
+LEAST_ROWS = 2  # with a lone row of bytes a product takes ten times as long (XLA 0.10 on a CPU)
 
 
 @shaped("x: t d int, w: f d int, x_scale: t float, w_scale: f float, x_zero: t int")
@@ -131,9 +132,12 @@ def nvfp4_matmul(
 
 def int_product(x: jax.Array, w: jax.Array) -> jax.Array:
     """x w^T of integers [t d], [f d] in int32; two of int8 stay so, as processors have instructions for that."""
-    if x.dtype != jnp.int8 or w.dtype != jnp.int8:
+    t = len(x)
+    if x.dtype == w.dtype == jnp.int8:
+        x = jnp.pad(x, ((0, max(LEAST_ROWS - t, 0)), (0, 0)))
+    else:
         x, w = x.astype(jnp.int32), w.astype(jnp.int32)
-    return jax.lax.dot_general(x, w, (((1,), (1,)), ((), ())), preferred_element_type=jnp.int32)
+    return jax.lax.dot_general(x, w, (((1,), (1,)), ((), ())), preferred_element_type=jnp.int32)[:t]
 
 
 def by_group(op: str, x: jax.Array, scales: jax.Array, size: int | None = None) -> jax.Array:

@@ -1,0 +1,72 @@
+"""All experiments, one after the other, and what came of them: `python -m bench`.
+
+The short version of each, some two hours on two cores; `--only NAME` runs one or a few of them, `--report` none.
+bench/REPORT.md then shows every ratio in results/ with its spread, and the pictures.
+"""
+
+import json
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .peers import PEER_PACKAGES
+from .report import RESULTS, ratios_in, spread
+
+REPORT = Path(__file__).parent / "REPORT.md"
+PEERS = ["--peers"] if all(find_spec(package) for package in PEER_PACKAGES) else []
+# What a short version is of each experiment.
+SHORT: dict[str, list[str]] = {
+    "decode": ["--rounds", "8", *PEERS],
+    "mamba": ["--rounds", "3", *PEERS],
+    "batching": ["--rounds", "3", *PEERS],
+    "speculation": ["--rounds", "3"],
+    "growth": ["--rounds", "3"],
+    "pruning": ["--rounds", "6"],
+    "divergence": [],
+    "quality": ["--documents", "12", "--titles", "12", "--rounds", "3"],
+}
+
+
+@click.command(help=__doc__)
+@click.option("--only", multiple=True, type=click.Choice([*SHORT]), help="Only this one; may be repeated.")
+@click.option("--report", "only_report", is_flag=True, help="Run nothing, write the report of what is there.")
+def main(only: tuple[str, ...], only_report: bool) -> None:
+    failed = []
+    for name in () if only_report else only or SHORT:
+        click.echo(f"== {name}", err=True)
+        if subprocess.run([sys.executable, "-m", f"bench.{name}", *SHORT[name]]).returncode:
+            failed.append(name)
+    REPORT.write_text(report())
+    click.echo(f"wrote {REPORT}")
+    if failed:
+        sys.exit(f"these failed: {', '.join(failed)}")
+
+
+def report() -> str:
+    """Every result there is, in Markdown."""
+    parts = ["# What was measured", "", (__doc__ or "").strip().splitlines()[0].replace("`", "`"), ""]
+    for path in sorted(RESULTS.glob("*.json")):
+        parts += section(path.stem, json.loads(path.read_text()))
+    return "\n".join(parts)
+
+
+def section(name: str, result: dict[str, Any]) -> list[str]:
+    """One result: its ratios, its picture, and where it was found."""
+    lines = [f"## {name}", ""]
+    if found := dict(ratios_in(result)):
+        lines += ["| ratio of speeds | median (95 % of it) |", "|---|---|"]
+        lines += [f"| {what} | {spread(one)} |" for what, one in found.items()] + [""]
+    if (RESULTS / f"{name}.png").exists():
+        lines += [f"![{name}](results/{name}.png)", ""]
+    machine, versions = result.get("machine", {}), result.get("versions", {})
+    where = ", ".join(f"{value} {key}" if key == "cores" else str(value) for key, value in machine.items())
+    what = ", ".join(f"{package} {version}" for package, version in versions.items())
+    return [*lines, f"[All figures](results/{name}.json). {where}; {what}", ""]
+
+
+if __name__ == "__main__":
+    main()
