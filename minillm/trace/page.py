@@ -9,7 +9,6 @@ base64, in which no prompt, however it looks, can be taken for HTML.
 import base64
 import json
 import os
-import re
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,18 +16,18 @@ from typing import Any
 
 import jinja2
 import numpy as np
+from markupsafe import Markup
 
-from ..generate import advance
 from ..lm import LM
 from ..model import Model
-from ..quant import by_place, is_weight
-from ..sampling import Sampler
 from ..tokenizer import Tokenizer
-from .record import Pass, Record
-from .work import SHAPES, bytes_moved, operations, sizes, source_of
+from .record import Pass, Record, stream_of
+from .rounding import rounded_in
+from .work import SHAPES, at_the_ends, bytes_moved, code_of, operations, sizes
 
 BEST, FEW = 10, 5  # of the likeliest tokens: of the model's own, and on the way
 HEADS, WIDTH, HEIGHT = 8, 128, 64  # of a recurrence's state: what is shown of it at most
+CHANNELS = 768  # of a feed-forward layer's
 
 
 def write_page(target: Path, text: str) -> None:
@@ -38,18 +37,28 @@ def write_page(target: Path, text: str) -> None:
     os.replace(part, target)
 
 
-def page_of(record: Record, name: str, errors: dict[str, float] | None = None) -> str:
-    """The HTML of a record of a model called `name`; errors are those of `rounding_errors`, if it was quantised."""
-    template = (Path(__file__).parent / "page.html").read_text(encoding="utf-8")
+def page_of(
+    record: Record, name: str, errors: dict[str, float] | None = None, drift: np.ndarray | None = None
+) -> str:
+    """The HTML of a record of a model called `name`.
+
+    If it was quantised, errors are those of `rounding_errors`, and drift is that of `stream_errors`.
+    """
+    folder = Path(__file__).parent
+    parts = {part: (folder / f"page.{part}").read_text(encoding="utf-8") for part in ("html", "css", "js")}
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=True)
-    data = base64.b64encode(zlib.compress(packed(record, name, errors or {}), 9)).decode()
-    return environment.from_string(template).render(name=name, data=data)
+    data = base64.b64encode(zlib.compress(packed(record, name, errors or {}, drift), 9)).decode()
+    ours = {part: Markup(parts[part]) for part in ("css", "js")}
+    return environment.from_string(parts["html"]).render(name=name, data=data, **ours)
 
 
-def packed(record: Record, name: str, errors: dict[str, float]) -> bytes:
+def packed(record: Record, name: str, errors: dict[str, float], drift: np.ndarray | None) -> bytes:
     """What the page knows: the length of a JSON text in four bytes, the text, and the codes of heat maps."""
     codes, model = Codes(), record.lm.model
     passes = [told(one, model, codes) for one in record.passes]
+    if drift is not None:
+        for shown, one in zip(passes, record.passes, strict=True):
+            shown["drift"] = digits(drift[:, one.start : one.start + one.n_kept])
     known = {
         "model": name,
         "finish": record.finish_reason,
@@ -58,14 +67,10 @@ def packed(record: Record, name: str, errors: dict[str, float]) -> bytes:
             for i, (block, layer) in enumerate(zip(model.blocks, layers_of(record.lm), strict=True))
         ],
         "v": record.lm.config.v,
+        "page_size": record.memory.page_size,
+        "n_pages": record.memory.n_pages,
         "passes": passes,
-        "sources": {type(block).__name__: source_of(type(block).__call__) for block in model.blocks}
-        | {
-            "embed": source_of(Model.hidden),
-            "head": source_of(Model.logits),
-            "choice": source_of(Sampler.filtered),
-            "pass": source_of(advance),
-        },
+        "code": code_of({type(block).__name__ for block in model.blocks}),
         "errors": {place: digits(value) for place, value in errors.items() if not place.startswith("blocks")},
     }
     ids = {token for one in passes for token in named_in(one)}
@@ -125,11 +130,6 @@ def about(block: Any, layer: int, errors: dict[str, float]) -> dict[str, Any]:
     }
 
 
-def matrices(block: Any) -> Iterable[tuple[str, Any]]:
-    """The matrices of a block by name."""
-    return [(place, leaf) for place, leaf in by_place(block)[0] if is_weight(leaf)]
-
-
 def layers_of(lm: LM) -> list[int]:
     """By block the number of its layer."""
     return [i for i, layer in enumerate(lm.config.layers) for _ in layer]
@@ -143,10 +143,12 @@ def told(one: Pass, model: Model, codes: Codes) -> dict[str, Any]:
         "kept": one.n_kept,
         "new": one.new,
         "drafted": one.drafted,
+        "pages": one.pages,
         "blocks": [inside(one, i, block, codes) for i, block in enumerate(model.blocks)],
+        "ends": at_the_ends(model, one),
         "lens": [*(likeliest(row, FEW) for row in one.lens[:-1]), likeliest(one.lens[-1], BEST)],
         "stages": stages_of(one),
-        "embedded": digits(np.linalg.norm(one.blocks[0]["x"], axis=-1)),
+        "norms": digits(np.linalg.norm(stream_of(one.blocks), axis=-1)),
     }
 
 
@@ -157,9 +159,11 @@ def inside(one: Pass, place: int, block: Any, codes: Codes) -> dict[str, Any]:
         "sizes": sizes(block, one),
         "bytes": bytes_moved(block, one, place),
         "flops": operations(block, one, place),
-        "norm": digits(np.linalg.norm(seen["y"], axis=-1)),
         "added": digits(np.linalg.norm(seen["y"] - seen["x"], axis=-1)),
     }
+    if "inside" in seen:
+        channels = seen["inside"][one.speaks]
+        out["inside"], out["half"] = codes.add(channels[:CHANNELS]), half_of(channels)
     if "weights" in seen:
         out["weights"] = codes.add(seen["weights"])
         out["q"] = codes.add(seen["q"][one.speaks])
@@ -174,6 +178,12 @@ def inside(one: Pass, place: int, block: Any, codes: Codes) -> dict[str, Any]:
         out["chosen"], out["share"] = seen["chosen"].tolist(), digits(seen["share"])
         out["load"] = np.bincount(seen["chosen"].ravel(), minlength=block.spec.e).tolist()
     return out
+
+
+def half_of(channels: np.ndarray) -> int:
+    """How many of these numbers, the largest ones, make half of the sum of squares."""
+    squares = np.sort(np.square(channels.astype(np.float64)))[::-1]
+    return int(np.searchsorted(np.cumsum(squares), squares.sum() / 2)) + 1
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -221,20 +231,3 @@ def names_of(tokenizer: Tokenizer | None, ids: Iterable[int]) -> dict[int, str]:
         part = not text.strip("\N{REPLACEMENT CHARACTER}")  # of a character, or nothing
         names[token] = spelled.get(token, f"#{token}") if part else text
     return names
-
-
-def rounding_errors(before: Model, after: Model) -> dict[str, float]:
-    """By place of a matrix in the model: |W - Q| / |W| of those that were rounded."""
-    errors = {}
-    for (place, w), (_, q) in zip(matrices(before), matrices(after), strict=True):
-        if q is not w:
-            exact, rounded = (np.asarray(one.dense(), np.float32) for one in (w, q))
-            errors[place] = float(np.linalg.norm(exact - rounded) / np.linalg.norm(exact))
-    return errors
-
-
-def rounded_in(block: int, errors: dict[str, float]) -> dict[str, float]:
-    """Of the errors those in one block, by the place in it."""
-    inside = re.compile(rf"blocks\[{block}\]\.(.*)")
-    found = {place: inside.fullmatch(place) for place in errors}
-    return {match[1]: errors[place] for place, match in found.items() if match}

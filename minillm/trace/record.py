@@ -1,7 +1,7 @@
 """A generation, watched: what every pass took in, what happened inside each block, and what came out.
 
 The loops are those of `generate.py` and `speculative/decode.py` at their smallest; the programs, `advance` and
-`verify`, are theirs.
+`verify`, are theirs, and the engine's `read` where memory is in pages.
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -13,10 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..cache import StateSpec
+from ..cache.pool import PagePool
 from ..errors import UserError
 from ..generate import Plan, advance, i32, padded
 from ..lm import LM
 from ..model import Model
+from ..runner import read
 from ..sampling import DRAWING, Sampler, require
 from ..speculative import Tree
 from ..speculative.decode import drafted_by, new_guess
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
 
 MOST_PROMPT, MOST_TOKENS = 256, 32  # tokens that a page can show
 MOST_DRAFT = 4  # tokens that are guessed at a time
+LARGEST_PAGE = 128  # rows
 
 
 @dataclass
@@ -40,7 +44,8 @@ class Pass:
     n_kept    of these; drafted tokens may go
     new       the tokens it gave: drafted ones that stayed, then one more
     blocks    by block what was `Told`: x, y [t d], weights [h t s] with s positions, ...
-    state     by block the memory's arrays after the pass
+    state     by block the memory's arrays after the pass, keys and values in the order of the text
+    pages     the page table: which pages hold the text's rows; empty where memory is not paged
     lens      logits [blocks + 1, v] that the model would give at token n_kept - 1, did it end in front of each
               block; the last row is the model's own
     stages    by name the logits [v] after each stage of the sampler
@@ -52,6 +57,7 @@ class Pass:
     new: list[int]
     blocks: list[dict[str, Any]]
     state: list[dict[str, np.ndarray]]
+    pages: list[int]
     lens: np.ndarray
     stages: dict[str, np.ndarray]
 
@@ -68,12 +74,16 @@ class Pass:
 
 @dataclass
 class Record:
-    """The passes of one generation; finish_reason is `stop` (the model ended it) or `length`."""
+    """The passes of one generation; finish_reason is `stop` (the model ended it) or `length`.
+
+    memory is what it was given: one sequence, so many rows, in pages or not.
+    """
 
     lm: LM
     prompt: list[int]
     passes: list[Pass]
     finish_reason: str
+    memory: StateSpec
 
     @property
     def text(self) -> list[int]:
@@ -82,48 +92,87 @@ class Record:
 
 
 def watch(
-    lm: LM, prompt: str | Sequence[int], sampler: Sampler, max_tokens: int, drafter: "Drafter | None" = None
+    lm: LM,
+    prompt: str | Sequence[int],
+    sampler: Sampler,
+    max_tokens: int,
+    drafter: "Drafter | None" = None,
+    page_size: int = 0,
 ) -> Record:
-    """Continue a prompt, a text or token ids, with everything watched.
+    """Continue a prompt, a text or token ids, with everything watched; in pages of so many rows, or none for 0.
 
     UserError if the prompt has more than MOST_PROMPT tokens, does not fit into the model's context, or is to be
-    continued by more than MOST_TOKENS.
+    continued by more than MOST_TOKENS, or a page has more rows than LARGEST_PAGE.
     """
     require(1 <= max_tokens <= MOST_TOKENS, "max_tokens", max_tokens, f"1 to {MOST_TOKENS} for a trace")
+    require(0 <= page_size <= LARGEST_PAGE, "page_size", page_size, f"1 to {LARGEST_PAGE} rows, or 0 for no pages")
     ids = lm.prompt_ids(prompt)
     if len(ids) > MOST_PROMPT:
         raise UserError(f"the prompt has {len(ids)} tokens, expected at most {MOST_PROMPT} for a trace; shorten it")
     plan = Plan.of(ids, max_tokens, lm.config.context)
-    passes = list(run(lm.model, plan, sampler, drafter, lm.ends))
-    return Record(lm, ids, passes, "stop" if passes[-1].new[-1] in lm.ends else "length")
+    memory = StateSpec(1, plan.capacity)
+    if page_size:
+        n_pages = -(-plan.capacity // page_size)
+        memory = replace(memory, kind="paged", page_size=page_size, n_pages=n_pages)
+    passes = list(run(lm.model, replace(plan, memory=memory), sampler, drafter, lm.ends))
+    return Record(lm, ids, passes, "stop" if passes[-1].new[-1] in lm.ends else "length", memory)
 
 
 def run(
     model: Model, plan: Plan, sampler: Sampler, drafter: "Drafter | None", ends: Collection[int]
 ) -> Iterator[Pass]:
     """Passes up to one of the tokens that end a text, or the plan's end."""
-    spy, text = watched(model), list(plan.prompt)
-    tokens, n = padded(text)
+    spy, text, lent = watched(model), list(plan.prompt), Lent(plan.memory)
     state, _ = plan.begin(spy, sampler)
-    told, _, token = advance(spy, state, None, sampler, tokens, i32(0), i32(n))
-    text.append(token.item())
-    yield new_pass(model, sampler, told, 0, plan.prompt, n, text[-1:])
+    tokens, n = padded(text)
+    told, token = taken_in(spy, state, sampler, tokens, 0, n, lent.table(n))
+    text.append(token)
+    yield new_pass(model, sampler, told, 0, plan.prompt, n, text[-1:], lent.pages)
     while len(text) < plan.end and text[-1] not in ends:
         start, state = len(text) - 1, tuple(one.memory for one in told)
         room = min(plan.end - len(text) - 1, MOST_DRAFT)
         draft = longest_chain(drafted_by(drafter, text, room, model)) if drafter and room else []
         draft = [*takewhile(lambda token: token not in ends, draft)]  # nothing comes after an end
+        table = lent.table(start + 1 + len(draft))
         if draft:
             chain = Tree(draft, list(range(-1, len(draft) - 1)))
-            guess = new_guess([(text[-1:], chain)], MOST_DRAFT + 1)
+            guess = new_guess([(text[-1:], chain)], MOST_DRAFT + 1, pages=table)
             told, _, drawn, n_new = verify(spy, state, None, sampler, guess, i32(start))
             new = np.asarray(drawn)[0, : n_new.item()].tolist()
         else:
             last = on_device(np.array([text[-1:]], np.int32))
-            told, _, token = advance(spy, state, None, sampler, last, i32(start), i32(1))
-            new = [token.item()]
-        yield new_pass(model, sampler, told, start, [text[-1], *draft], len(new), new)
+            told, token = taken_in(spy, state, sampler, last, start, 1, table)
+            new = [token]
+        yield new_pass(model, sampler, told, start, [text[-1], *draft], len(new), new, lent.pages)
         text += new
+
+
+def taken_in(
+    spy: Model, state: tuple, sampler: Sampler, tokens: jax.Array, start: int, n: int, table: np.ndarray | None
+) -> tuple[Sequence[Told], int]:
+    """Take in n tokens [1 t] at a position -> what was told, and the token that follows."""
+    if table is None:
+        told, _, token = advance(spy, state, None, sampler, tokens, i32(start), i32(n))
+    else:
+        told, _, token = read(spy, state, None, sampler, tokens, i32(start), i32(n), i32(0), on_device(table))
+    return told, token.item()
+
+
+class Lent:
+    """The pages that a growing text was lent, if memory has pages."""
+
+    def __init__(self, memory: StateSpec):
+        self.pool, self.pages = PagePool(memory.n_pages, memory.page_size), []
+
+    def table(self, rows: int) -> np.ndarray | None:
+        """The page table i32 [1 p] of a text that now has so many rows; None without pages."""
+        if not self.pool.n_pages:
+            return None
+        enough = self.pool.extend(self.pages, rows)
+        assert enough, "there are pages for the longest text"
+        table = np.zeros((1, self.pool.n_pages), np.int32)
+        table[0, : len(self.pages)] = self.pages
+        return table
 
 
 def longest_chain(tree: Tree) -> list[int]:
@@ -142,19 +191,32 @@ def new_pass(
     tokens: Sequence[int],
     n_kept: int,
     new: list[int],
+    pages: list[int],
 ) -> Pass:
     """What a pass tells, as NumPy arrays, and what the head makes of it."""
     t, end = len(tokens), start + len(tokens)
     blocks = [plain(one.seen, t, end) for one in told]
-    state = [{name: array[0] for name, array in arrays_of(one.memory).items()} for one in told]
-    stream = np.stack([blocks[0]["x"][n_kept - 1], *(one["y"][n_kept - 1] for one in blocks)])
-    lens = look_through(model, stream)
+    state = [in_order(arrays_of(one.memory), pages) for one in told]
+    lens = look_through(model, stream_of(blocks)[:, n_kept - 1])
     if not jnp.all(jnp.isfinite(lens)):
         raise UserError(
             f"after {start + n_kept} tokens the model gives numbers that are not finite; nothing to trace"
         )
     stages = sampled_in_stages(sampler, lens[-1:])
-    return Pass(start, list(tokens), n_kept, new, blocks, state, np.asarray(lens), stages)
+    return Pass(start, list(tokens), n_kept, new, blocks, state, [*pages], np.asarray(lens), stages)
+
+
+def stream_of(blocks: list[dict[str, Any]]) -> np.ndarray:
+    """The residual stream [blocks + 1, t, d]: what went into the first block, and what came out of each."""
+    return np.stack([blocks[0]["x"], *(one["y"] for one in blocks)])
+
+
+def in_order(memory: dict[str, np.ndarray], pages: list[int]) -> dict[str, np.ndarray]:
+    """A memory's arrays without slots; keys and values [p o g k] of pages [p] as rows [g s k]."""
+    if not pages or "keys" not in memory:
+        return {name: array[0] for name, array in memory.items()}
+    rows = {name: array[pages].reshape(-1, *array.shape[2:]) for name, array in memory.items()}
+    return {name: np.swapaxes(array, 0, 1) for name, array in rows.items()}
 
 
 def plain(seen: dict[str, Any], t: int, end: int) -> dict[str, Any]:
@@ -169,7 +231,7 @@ def plain(seen: dict[str, Any], t: int, end: int) -> dict[str, Any]:
     return out
 
 
-PER_TOKEN = ("x", "y", "q", "chosen", "share")
+PER_TOKEN = ("x", "y", "q", "chosen", "share", "inside")
 
 
 def arrays_of(memory: Any) -> dict[str, np.ndarray]:

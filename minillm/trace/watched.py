@@ -17,7 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from ..blocks import GatedDeltaNet, Mamba, Mamba2, MoE
+from ..blocks import MLP, GatedDeltaNet, Mamba, Mamba2, MoE
+from ..blocks.mlp import ACTIVATIONS
 from ..cache import StateSpec
 from ..cache.latent import Latent
 from ..cache.recurrent import mine, new_as_zero
@@ -36,6 +37,7 @@ class Told(NamedTuple):
     q              queries as they are compared with keys, turned by RoPE if there is any, [b t h k]
     weights, pos   what each query took from each row of the memory, [b h t s], and the rows' positions [b s]
     gates          of a recurrence: see `gates_of`
+    inside         of a feed-forward layer: its f channels [b t f]
     chosen, share  experts of each token, best first, and their weights, [b t m]
     """
 
@@ -81,6 +83,8 @@ class Watched:
         seen: dict[str, Any] = {"x": x, "y": y}
         if isinstance(self.block, MoE):
             seen |= routes_of(self.block, x)
+        if isinstance(self.block, MLP):
+            seen["inside"] = inside_of(self.block, x)
         if not remembers:
             return y, Told(pending, seen)
         heard = dict(pending.heard)
@@ -149,14 +153,16 @@ def shares(
 def gates_of(block: Any, inputs: Any, state: Any, at: Span) -> dict[str, jax.Array]:
     """What a recurrence does with each token.
 
-    dt            Mamba [b t i], Mamba-2 [b t h]: how far time moves on, so how much the state fades
-    decay, beta   the delta rule [b t h]: what part of the state stays, and what part of a value is replaced
+    dt      Mamba [b t i], Mamba-2 [b t h]: how far time moves on, so how much the state fades
+    decay   Mamba-2 and the delta rule [b t h]: what part of the state stays
+    beta    the delta rule [b t h]: what part of a value is replaced
     """
     if isinstance(block, GatedDeltaNet):
         _, log_decay, beta = inputs
         return {"decay": jnp.exp(log_decay), "beta": beta}
     if isinstance(block, Mamba2):
-        return {"dt": softplus(wide(inputs[1]) + wide(block.dt_bias))}
+        dt = softplus(wide(inputs[1]) + wide(block.dt_bias))
+        return {"dt": dt, "decay": jnp.exp(-jnp.exp(wide(block.A_log)) * dt)}
     assert isinstance(block, Mamba), f"{type(block).__name__} has no gates that are known here"
     before = new_as_zero(mine(state.committed["conv"], at), at)
     x, _ = causal_conv1d(inputs, block.conv.T, block.conv_bias, state=before, lengths=at.n)
@@ -168,6 +174,13 @@ def gates_of(block: Any, inputs: Any, state: Any, at: Span) -> dict[str, jax.Arr
 def wide(x: jax.Array) -> jax.Array:
     """In float32 or wider."""
     return x.astype(np.promote_types(x.dtype, np.float32))
+
+
+def inside_of(block: MLP, x: jax.Array) -> jax.Array:
+    """What a feed-forward layer has between its two matrices: x [b t d] -> [b t f]."""
+    act, y = ACTIVATIONS[block.spec.activation], block.norm(x) @ block.up
+    gate, up = jnp.split(y, 2, axis=-1) if block.spec.gated else (y, 1)
+    return act(gate) * up
 
 
 def routes_of(block: MoE, x: jax.Array) -> dict[str, jax.Array]:

@@ -1,9 +1,9 @@
 """What a block's pass costs: shapes by letter, bytes moved, floating-point operations; and the code that did it.
 
-Bytes are what must be moved: every weight that is used once, the memory's rows that are looked at, those that are
-written. Operations are those of matrix products, of attention (a multiplication and an addition for each channel of
-each visible key, and again of each value), and six for each number of a recurrence's state and token. Norms, gates
-and the like are left out: they are few beside these.
+Bytes are what must be moved: every weight that is used, once; the memory's rows that are looked at, and those that
+are written. Operations are those of matrix products, of attention (a multiplication and an addition for each
+channel of each visible key, and again of each value), and six for each number of a recurrence's state and token.
+Norms, gates and the like are left out: they are few beside these.
 """
 
 import inspect
@@ -15,7 +15,13 @@ import jax
 import numpy as np
 
 from ..blocks import MLP, Attention, GatedDeltaNet, LatentAttention, Mamba, Mamba2, MoE
+from ..cache.paged import Paged
+from ..generate import advance
+from ..model import Model
 from ..quant import is_weight
+from ..runner import read
+from ..sampling import Sampler
+from ..speculative.verify import kept_path, verify
 from .record import Pass
 
 PACKAGE = Path(__file__).parents[1]
@@ -29,6 +35,43 @@ SHAPES: dict[type, dict[str, str]] = {
     Mamba: {"dt": "b t i", "B, C": "b t n", "state": "b n i"},
     Mamba2: {"x": "b t h k", "dt": "b t h", "B, C": "b t g n", "state": "b h k n"},
     GatedDeltaNet: {"q, k": "b t g k", "v": "b t h j", "decay, beta": "b t h", "state": "b h k j"},
+}
+
+PROGRAMS = {"advance": advance, "read": read, "verify": verify}  # that a pass can run
+
+# Which line did what a part of the page shows: a function, and words that only one of its lines has.
+LINES: dict[str, dict[str, tuple[Any, str]]] = {
+    "Attention": {
+        "attention": (Attention.__call__, "memory.attend("),
+        "rope": (Attention.__call__, "s.rope.turn("),
+        "cache": (Attention.__call__, "state.append("),
+    },
+    "LatentAttention": {
+        "attention": (LatentAttention.__call__, "memory.attend("),
+        "rope": (LatentAttention.__call__, "s.rope.turn(q_rope"),
+        "cache": (LatentAttention.__call__, "state.append("),
+    },
+    "MLP": {"inside": (MLP.__call__, "@ self.up")},
+    "MoE": {"routes": (MoE.__call__, "self.route("), "load": (MoE.__call__, "through_experts(")},
+    "Mamba": {"gates": (Mamba.step, "self.normed("), "state": (Mamba.step, "selective_scan(")},
+    "Mamba2": {"gates": (Mamba2.__call__, "@ self.z_xBC_dt"), "state": (Mamba2.step, "ssd(\n")},
+    "GatedDeltaNet": {
+        "gates": (GatedDeltaNet.__call__, "log_decay = "),
+        "state": (GatedDeltaNet.step, "rule("),
+    },
+    "embed": {"rows": (Model.hidden, "self.embed.rows(")},
+    "head": {"logits": (Model.logits, "@ head")},
+    "choice": {
+        "temperature": (Sampler.filtered, "scale_temperature("),
+        "top_k": (Sampler.filtered, "keep_top_k("),
+        "top_p": (Sampler.filtered, "keep_top_p("),
+        "min_p": (Sampler.filtered, "keep_min_p("),
+        "greedy": (Sampler.__call__, "return jnp.argmax("),
+        "drawn": (Sampler.__call__, "jax.random.categorical("),
+        "draft": (kept_path, "agrees = "),
+    },
+    "pages": {"places": (Paged.append, "self._places(")},
+    "commit": {name: (function, "model.commit(") for name, function in PROGRAMS.items()},
 }
 
 
@@ -55,6 +98,29 @@ def bytes_moved(block: Any, one: Pass, place: int) -> dict[str, int]:
     return {"weights": weights, "read": total * read // rows, "written": total * min(one.n_kept, rows) // rows}
 
 
+def at_the_ends(model: Model, one: Pass) -> dict[str, dict[str, Any]]:
+    """The same of what stands in front of the blocks and behind them: shapes, sizes, bytes, operations by name.
+
+    The head is asked about the last token only, or about all where a draft is to be checked.
+    """
+    (v, d), t = model.embed.shape, len(one.tokens)
+    n = t if one.drafted else 1
+    embed, head = (sum(leaf.nbytes for leaf in jax.tree.leaves(part)) for part in (model.embed, model.head))
+    head = (head or embed) + sum(leaf.nbytes for leaf in jax.tree.leaves(model.norm))
+    asked = "b t" if one.drafted else "b"
+    shapes = {
+        "embed": {"token ids": "b t", "x": "b t d"},
+        "head": {"hidden": f"{asked} d", "logits": f"{asked} v"},
+        "choice": {"logits": f"{asked} v", "token": asked},
+    }
+    moved = {"embed": {"weights": t * embed // v}, "head": {"weights": head}, "choice": {"logits": 4 * n * v}}
+    work = {"embed": 0, "head": 2 * n * d * v, "choice": 0}
+    letters = {"b": 1, "t": t, "d": d, "v": v}
+    return {
+        name: {"shapes": shapes[name], "sizes": letters, "bytes": moved[name], "flops": work[name]} for name in work
+    }
+
+
 def operations(block: Any, one: Pass, place: int) -> int:
     """Floating-point operations of the block at a place of the model."""
     seen, t, spec = one.blocks[place], len(one.tokens), block.spec
@@ -78,12 +144,29 @@ def products(parts: Any, t: int) -> int:
     return sum(2 * t * weight.shape[0] * weight.shape[1] for weight in weights)
 
 
-def source_of(function: Any) -> dict[str, Any]:
-    """Where a function stands, and its lines."""
-    lines, first = inspect.getsourcelines(inspect.unwrap(function))
-    file = Path(inspect.getsourcefile(inspect.unwrap(function)) or "")
-    return {
-        "file": f"minillm/{file.relative_to(PACKAGE)}",
-        "line": first,
-        "text": textwrap.dedent("".join(lines)).rstrip(),
+def code_of(blocks: set[str]) -> dict[str, Any]:
+    """By kind of step, these blocks' and all others, the lines by what they did; and the functions around them."""
+    kinds = {kind: places for kind, places in LINES.items() if kind in blocks or kind[0].islower()}
+    functions = list(dict.fromkeys(function for places in kinds.values() for function, _ in places.values()))
+    lines = {
+        kind: {name: {**line_of(*where), "function": functions.index(where[0])} for name, where in places.items()}
+        for kind, places in kinds.items()
     }
+    return {"lines": lines, "functions": [source_of(function) for function in functions]}
+
+
+def line_of(function: Any, words: str) -> dict[str, Any]:
+    """The one line of a function that has these words: where it stands, and what it says."""
+    source = source_of(function)
+    lines = source["text"].splitlines(keepends=True)
+    (place,) = [i for i, line in enumerate(lines) if words in line]
+    return {"file": source["file"], "line": source["line"] + place, "text": lines[place].strip()}
+
+
+def source_of(function: Any) -> dict[str, Any]:
+    """What a function is called, where it stands, and its lines."""
+    plain = inspect.unwrap(function)
+    lines, first = inspect.getsourcelines(plain)
+    file = Path(inspect.getsourcefile(plain) or "").relative_to(PACKAGE)
+    text = textwrap.dedent("".join(lines)).rstrip()
+    return {"name": plain.__qualname__, "file": f"minillm/{file}", "line": first, "text": text}
