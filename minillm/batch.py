@@ -7,12 +7,14 @@ The programs have the same shapes whoever else is there, so what is said does no
 import json
 import os
 import secrets
-from collections.abc import Callable, Generator, Iterator
+import sys
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from .config import shown
 from .engine import Engine
 from .errors import UserError
 from .request import Request
@@ -22,6 +24,10 @@ if TYPE_CHECKING:
     from .lm import LM
 
 Encode = Callable[[str], list[int]]
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+NAMED = 3  # lines that are wrong are named at most
 
 OPTIONS = {
     "max_tokens",
@@ -42,44 +48,50 @@ class Job:
 
     A line is a string, or an object with a `prompt` and any of OPTIONS, which go before those given here
     (max_tokens must be). Line i without a seed of its own uses the one given, or drawn for the file, plus i.
-    serving are options of the `Engine`; `whose` is what else decides what is said, the model for one.
+    serving are options of the `Engine`; `whose` is what else decides what is said, the model for one. The source -
+    is standard input.
     """
 
     def __init__(self, source: Path, target: Path, whose: Any, options: dict[str, Any], serving: dict[str, Any]):
         if not target.name:
             raise UserError(f"the output is {str(target)!r}, expected the name of a file")
-        self.source, self.target, self.part = source, target, target.with_name(target.name + ".part")
-        raw = source.read_bytes()
+        self.target, self.part = target, target.with_name(target.name + ".part")
+        self.name, raw = str(source), read(source)
         options = dict(options)
         self.seed = options.pop("seed", None)
         if self.seed is not None:
             new_sampler(seed=self.seed)
         asked = json.dumps([whose, serving, options, self.seed], sort_keys=True)
-        self.job = sha256(raw + asked.encode()).hexdigest()
-        self.lines = [self.parsed(number, line, options) for number, line in enumerate(raw.splitlines(), 1)]
-        if not self.lines:
-            raise UserError(f"{source}: no prompts, expected one JSON value a line")
+        self.job = sha256(raw + asked.encode()).hexdigest()[:16]
+        lines = raw.splitlines()
+        if not lines:
+            raise UserError(f"{self.name}: no prompts, expected one JSON value a line")
+        self.lines = self.each(lines, lambda line: parsed(line, options))
         self.serving = serving | {"max_batch": min(serving["max_batch"], len(self.lines))}
 
-    def parsed(self, number: int, line: bytes, options: dict[str, Any]) -> dict[str, Any]:
-        """What one line asks for; UserError names it if that is nothing."""
-        where = f"{self.source}, line {number}"
+    def each(self, items: Iterable[Item], function: Callable[[Item], Result]) -> list[Result]:
+        """What a function makes of something of every line; UserError names the first lines that it finds wrong."""
+        made, wrong = [], []
+        for number, one in enumerate(items, 1):
+            try:
+                made.append(function(one))
+            except UserError as error:
+                wrong.append(f"line {number}: {error}")
+        if wrong:
+            more = f"; and {len(wrong) - NAMED} more" if len(wrong) > NAMED else ""
+            raise UserError(f"{self.name}, {'; '.join(wrong[:NAMED])}{more}")
+        return made
+
+    @property
+    def finished(self) -> bool:
+        """Whether the output is there, whole, and of this very job."""
+        if not self.target.is_file() or self.part.exists():
+            return False
+        lines = self.target.read_bytes().splitlines()
         try:
-            value = json.loads(line)
-        except (ValueError, RecursionError):
-            raise UserError(f'{where} is no JSON, expected a string or an object with a "prompt"') from None
-        value = {"prompt": value} if isinstance(value, str) else value
-        if not isinstance(value, dict) or not isinstance(value.get("prompt"), str):
-            raise UserError(f'{where} has no prompt, expected a string or an object with a "prompt"')
-        unknown = sorted(set(value) - OPTIONS - {"prompt"})
-        if unknown:
-            raise UserError(f"{where} has {unknown[0]!r}, expected prompt and {', '.join(sorted(OPTIONS))}")
-        truths = [name for name, one in value.items() if isinstance(one, bool)]
-        if truths:
-            raise UserError(f"{where}: {truths[0]} is {str(value[truths[0]]).lower()}, expected no true or false")
-        asked = {**options, **{name: one for name, one in value.items() if one is not None}}
-        require(is_count(asked["max_tokens"]), f"{where}: max_tokens", asked["max_tokens"], "1 or more")
-        return asked
+            return len(lines) == len(self.lines) and json.loads(lines[0])["job"] == self.job
+        except (ValueError, TypeError, KeyError):
+            return False
 
     def run(self, lm: "LM", encode: Encode) -> Generator[dict[str, Any]]:
         """Do what is not done yet, yielding each result; at the end the output is there, whole.
@@ -88,14 +100,13 @@ class Job:
         """
         with self.opened() as (file, seed, done):
             wanted = [{"seed": (seed + i) % 2**32, **line} for i, line in enumerate(self.lines)]
-            prompts = [self.naming(i, encode, one.pop("prompt")) for i, one in enumerate(wanted)]
+            prompts = self.each([one.pop("prompt") for one in wanted], encode)
             longest = max(len(ids) + one["max_tokens"] for ids, one in zip(prompts, wanted, strict=True))
             engine = Engine(lm, context=longest, steady=True, **self.serving)
-            requests: dict[int, Request] = {}
-            for i, one in enumerate(wanted):
-                requests[i] = self.naming(i, engine.submit, prompts[i], **one)
-                if i in done:  # it was submitted to see that all lines are in order
-                    requests.pop(i).cancel()
+            asked = zip(prompts, wanted, strict=True)
+            requests = dict(enumerate(self.each(asked, lambda one: engine.submit(one[0], **one[1]))))
+            for i in done:  # it was submitted to see that all lines are in order
+                requests.pop(i).cancel()
             yield from done.values()
             while requests:
                 engine.step()
@@ -107,13 +118,6 @@ class Job:
                     file.flush()
                     yield done[i]
             self.finish([done[i] for i in range(len(wanted))])
-
-    def naming(self, i: int, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-        """What a function gives, with line i named in what it finds wrong."""
-        try:
-            return function(*arguments, **options)
-        except UserError as error:
-            raise UserError(f"{self.source}, line {i + 1}: {error}") from None
 
     @contextmanager
     def opened(self) -> Iterator[tuple[Any, int, dict[int, dict[str, Any]]]]:
@@ -163,9 +167,40 @@ class Job:
         draft = self.target.with_name(self.target.name + ".tmp")
         with open(draft, "wb") as file:
             for one in results:
-                file.write(as_line({name: value for name, value in one.items() if name != "line"}))
+                said = {name: value for name, value in one.items() if name != "line"}
+                file.write(as_line(said | {"job": self.job}))
         os.replace(draft, self.target)
         self.part.unlink(missing_ok=True)
+
+
+def read(source: Path) -> bytes:
+    """The lines of a file, or of standard input if it is -; UserError if that is closed."""
+    if str(source) != "-":
+        return source.read_bytes()
+    if sys.stdin is None:
+        raise UserError("standard input is closed; name a file with prompts")
+    return sys.stdin.buffer.read()
+
+
+def parsed(line: bytes, options: dict[str, Any]) -> dict[str, Any]:
+    """What a line asks for; UserError if that is nothing."""
+    expected = 'expected a string or an object with a "prompt"'
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        raise UserError(f"no JSON, {expected}") from None
+    value = {"prompt": value} if isinstance(value, str) else value
+    if not isinstance(value, dict) or not isinstance(value.get("prompt"), str):
+        raise UserError(f"no prompt, {expected}")
+    unknown = sorted(set(value) - OPTIONS - {"prompt"})
+    if unknown:
+        raise UserError(f"{shown(unknown[0])} is no option, expected prompt and {', '.join(sorted(OPTIONS))}")
+    truths = [name for name, one in value.items() if isinstance(one, bool)]
+    if truths:
+        raise UserError(f"{truths[0]} is {str(value[truths[0]]).lower()}, expected no true or false")
+    asked = {**options, **{name: one for name, one in value.items() if one is not None}}
+    require(is_count(asked["max_tokens"]), "max_tokens", asked["max_tokens"], "1 or more")
+    return asked
 
 
 def as_line(value: dict[str, Any]) -> bytes:

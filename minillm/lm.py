@@ -15,7 +15,8 @@ from .blocks.params import stacked
 from .cache import StateSpec
 from .cache.spec import PLAIN, spec_named
 from .chat import Message
-from .checkpoint.loader import open_checkpoint
+from .checkpoint import hub
+from .checkpoint.loader import Checkpoint, open_checkpoint
 from .checkpoint.pull import MODELS, pulled
 from .config import Config, Fields, shown
 from .errors import UserError
@@ -23,7 +24,7 @@ from .folders import bundled_models
 from .generate import Plan, bucket
 from .model import Model
 from .output import Output
-from .quant import stored_for
+from .quant import Dense, by_place, in_dtype, is_weight, stored_for
 from .quant.quantised import Change, Progress
 from .sampling import is_count, new_sampler, require
 from .span import Span
@@ -54,6 +55,11 @@ class LM:
     def model(self) -> Model:
         """The model with its weights."""
         return self.weights.result()
+
+    @property
+    def dtype(self) -> str:
+        """What plain weights are kept in."""
+        return jax.tree.leaves(self.shapes.norm)[0].dtype.name
 
     @property
     def ends(self) -> set[int]:
@@ -89,6 +95,8 @@ class LM:
         """
         from .compress.quantise import quantise
 
+        if self.dtype != "float32":
+            raise UserError(f"the weights are {self.dtype}, expected float32 to make few bits of; leave dtype out")
         folder = None if folder is None else Path(folder)
         longest = self.config.context
         model, changes = quantise(self.model, self.tokenizer, recipe, texts, longest, folder, progress)
@@ -266,20 +274,36 @@ def vocabulary_of(lm: LM) -> dict[str, int] | None:
     return lm.tokenizer.backend.vocabulary() if lm.tokenizer else None
 
 
-def load(model: str | Path, *, context: int | None = None, arch: Arch | None = None) -> LM:
+def load(
+    model: str | Path,
+    *,
+    context: int | None = None,
+    dtype: str = "float32",
+    arch: Arch | None = None,
+    progress: Progress = lambda *_: None,
+) -> LM:
     """Open a model: a name (`minillm list`), a `.gguf` file, or a folder with config.json and safetensors.
 
-    context limits how long a sequence may get (models with two sets of rotary factors choose by it); arch is a
-    module like those in `minillm/archs`, for a family that is not among them. UserError if the files are not whole
-    or not supported. Returns while the weights are still being read.
+    context limits how long a sequence may get (models with two sets of rotary factors choose by it); dtype is what
+    plain weights, what is computed from them, and keys and values are kept in: float32, or bfloat16 in half of the
+    memory (products are summed in float32 all the same); arch is a module like those in `minillm/archs`, for a
+    family that is not among them; progress is told from another thread how many bytes of the weights have been
+    read, and of how many. UserError if the files are not whole or not supported. Returns while the weights are
+    still being read.
     """
     keep_programs()
     if context is not None:
         require(is_count(context), "context", context, "1 or more")
     checkpoint = open_checkpoint(find_model(model), context, arch)
-    shapes = checkpoint.shapes()
-    tokenizer = checkpoint.tokenizer()
-    return LM(checkpoint.config, tokenizer, shapes, in_background(checkpoint.model))
+    shapes, tokenizer = checkpoint.shapes(), checkpoint.tokenizer()
+    if dtype == "float32":
+        return LM(checkpoint.config, tokenizer, shapes, in_background(checkpoint.model, progress))
+    require(dtype == "bfloat16", "dtype", dtype, "float32 or bfloat16")
+    coded = [place for place, leaf in by_place(shapes)[0] if is_weight(leaf) and not isinstance(leaf, Dense)]
+    if coded or not isinstance(checkpoint, Checkpoint):
+        raise UserError(f"{checkpoint.source.where}: is in few bits already; leave dtype out")
+    weights = in_background(checkpoint.model, progress, dtype)
+    return LM(checkpoint.config, tokenizer, in_dtype(shapes, dtype), weights)
 
 
 def init(config: Config | Mapping[str, Any], seed: int = 0, *, arch: Arch | None = None) -> LM:
@@ -326,6 +350,8 @@ def find_model(model: str | Path) -> Path:
         return bundled[str(model)]
     if str(model) in MODELS:
         return pulled(str(model))
+    if str(model).startswith(hub.PREFIX):
+        return hub.cached(str(model))
     known = ", ".join([*bundled, *MODELS])
     name = repr(str(model)) if len(str(model)) < 500 else shown(str(model))
     raise UserError(f"model {name} is neither a file, a folder nor a known name; names: {known}")

@@ -1,5 +1,6 @@
 """Model: embedding, a tuple of blocks, a norm and a head. The one forward of this project."""
 
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -47,7 +48,10 @@ class Model:
         )
 
     def init_state(self, spec: StateSpec) -> tuple[Any, ...]:
-        """Empty memory, one entry a block."""
+        """Empty memory, one entry a block; keys and values take no more bits than the model computes them in."""
+        dtype = jax.tree.leaves(self.norm)[0].dtype
+        if not spec.coded and dtype.itemsize < 4:
+            spec = replace(spec, dtype=dtype.name)
         return tuple(block.init_state(spec) for block in self.blocks)
 
     def state_bytes(self, spec: StateSpec) -> int:

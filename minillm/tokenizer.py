@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import groupby
 from threading import Lock
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import tokenizers
 
@@ -19,21 +19,10 @@ if TYPE_CHECKING:
 # Control tokens that end a text or a turn, whether or not a checkpoint says so in its metadata.
 END_TOKENS = ("<|endoftext|>", "<|im_end|>", "<|end_of_text|>", "<|eot_id|>", "<end_of_turn>", "</s>")
 
-
-class Backend(Protocol):
-    """What the libraries do, each in its way."""
-
-    def encode(self, text: str, recognise: bool, affixes: bool) -> list[int]:
-        """Ids of text; control tokens in it are recognised as such, and others added around it, or not."""
-        ...
-
-    def decode(self, ids: list[int]) -> str:
-        """The text, control tokens spelled out."""
-        ...
-
-    def vocabulary(self) -> dict[str, int]:
-        """The ids of all tokens, by name."""
-        ...
+# Byte-level vocabularies spell bytes as letters: those that print as themselves, the others as letters from 256 on.
+PRINTING = [*range(33, 127), *range(161, 173), *range(174, 256)]
+OTHERS = [byte for byte in range(256) if byte not in PRINTING]
+LETTERS = {chr(byte): byte for byte in PRINTING} | {chr(256 + i): byte for i, byte in enumerate(OTHERS)}
 
 
 @dataclass(frozen=True)
@@ -43,45 +32,77 @@ class Bytes:
     library: tokenizers.Tokenizer
     lock: Lock = field(default_factory=Lock)
 
+    @cached_property
+    def added(self) -> dict[int, tokenizers.AddedToken]:
+        """The tokens that are found as they stand, before anything is cut or merged."""
+        return self.library.get_added_tokens_decoder()
+
+    @cached_property
+    def controls(self) -> dict[str, int]:
+        """The ids of the control tokens, by name; no text gives them but their own names."""
+        return {token.content: i for i, token in self.added.items() if token.special}
+
     def encode(self, text: str, recognise: bool, affixes: bool) -> list[int]:
+        """Ids of text; control tokens in it are recognised as such, and others added around it, or not."""
         with self.lock:  # the setting belongs to the library's object, not to the call
             self.library.encode_special_tokens = not recognise
             return self.library.encode(text, add_special_tokens=affixes).ids
 
     def decode(self, ids: list[int]) -> str:
+        """The text, control tokens spelled out."""
         return self.library.decode(ids, skip_special_tokens=False)
 
     def vocabulary(self) -> dict[str, int]:
+        """The ids of all tokens, by name."""
         return self.library.get_vocab()
+
+    def bytes_of(self, token: int) -> bytes:
+        """What a token stands for; nothing if there is no such token."""
+        if token in self.added:
+            return self.added[token].content.encode()
+        name = self.library.id_to_token(token) or ""
+        return bytes(LETTERS[letter] for letter in name) if LETTERS.keys() >= {*name} else name.encode()
 
 
 @dataclass(frozen=True)
 class Pieces:
-    """Pieces of words, or bytes where none fits, by the `sentencepiece` library; it adds nothing around a text."""
+    """The same with pieces of words, by the `sentencepiece` library; it adds nothing around a text."""
 
     library: "SentencePieceProcessor"
 
     @cached_property
     def controls(self) -> dict[str, int]:
-        """The control tokens' ids; no text gives them but their own names."""
         ids = range(self.library.GetPieceSize())
         return {self.library.IdToPiece(i): i for i in ids if self.library.IsControl(i)}
+
+    @cached_property
+    def names(self) -> re.Pattern[str]:
+        """Any control token's name, the longest where one begins another."""
+        return re.compile(f"({'|'.join(map(re.escape, sorted(self.controls, key=len, reverse=True)))})")
 
     def encode(self, text: str, recognise: bool, affixes: bool) -> list[int]:
         if not recognise or not self.controls:
             return self.library.EncodeAsIds(text)
-        parts = re.split(f"({'|'.join(map(re.escape, self.controls))})", text)
+        parts = self.names.split(text)
         coded = ([self.controls[p]] if p in self.controls else self.library.EncodeAsIds(p) for p in parts if p)
         return [token for part in coded for token in part]
 
     def decode(self, ids: list[int]) -> str:
-        names = {i: name for name, i in self.controls.items()}
         known = [i for i in ids if 0 <= i < self.library.GetPieceSize()]  # a model may have room for more
-        runs = groupby(known, key=lambda i: names.get(i, ""))
+        runs = groupby(known, key=lambda i: self.library.IdToPiece(i) if self.library.IsControl(i) else "")
         return "".join(name * len([*run]) if name else self.library.DecodeIds([*run]) for name, run in runs)
 
     def vocabulary(self) -> dict[str, int]:
         return {self.library.IdToPiece(i): i for i in range(self.library.GetPieceSize())}
+
+    def bytes_of(self, token: int) -> bytes:
+        if not 0 <= token < self.library.GetPieceSize():
+            return b""
+        name = self.library.IdToPiece(token)
+        return bytes([int(name[1:-1], 16)]) if self.library.IsByte(token) else name.replace("▁", " ").encode()
+
+
+Backend = Bytes | Pieces
 
 
 @dataclass(frozen=True)
@@ -89,8 +110,8 @@ class Tokenizer:
     """A vocabulary with its special tokens.
 
     chat_template is the checkpoint's Jinja source or None; bos and eos are the texts of those tokens, as the
-    template sees them; ends are the ids at which generation stops; prefix is put before every text, unless the
-    backend does so itself.
+    template sees them; ends are the ids at which generation stops; prefix is put before every text and suffix after
+    it, unless the backend does so itself.
     """
 
     backend: Backend = field(repr=False)
@@ -99,6 +120,7 @@ class Tokenizer:
     ends: tuple[int, ...] = ()
     chat_template: str | None = field(default=None, repr=False)
     prefix: tuple[int, ...] = ()
+    suffix: tuple[int, ...] = ()
 
     def encode(self, text: str, special: bool = True) -> list[int]:
         """Token ids of text.
@@ -110,11 +132,34 @@ class Tokenizer:
         return self._encode(text, recognise=special, affixes=special)
 
     def encode_chat(self, messages: Sequence[Message]) -> list[int]:
-        """Token ids of a conversation, up to where the assistant speaks; UserError without a template."""
+        """Token ids of a conversation, up to where the assistant speaks; UserError without a template.
+
+        Control tokens count where the template wrote them; those that a message spells are text like any other.
+        """
+        parts = self._rendered(messages)
+        ids = self._encode("".join(parts), recognise=True, affixes=False)  # the template writes its own BOS
+        if self._agree(ids, parts):
+            return ids
+        harmless = self._rendered([Message(role=message["role"], content="a") for message in messages])
+        if not self._agree(self._encode("".join(harmless), recognise=True, affixes=False), harmless):
+            raise UserError("the checkpoint's chat template makes control tokens out of pieces, in no known way")
+        coded = (
+            [self.backend.controls[part]] if place % 2 else self._encode(part, recognise=False, affixes=False)
+            for place, part in enumerate(parts)
+        )
+        return [token for part in coded for token in part]
+
+    def _rendered(self, messages: Sequence[Message]) -> list[str]:
+        """A conversation as text, control token, text, …, text."""
         if self.chat_template is None:
             raise UserError("this checkpoint has no chat template; generate without --chat")
-        text = render_chat(self.chat_template, messages, bos=self.bos, eos=self.eos)
-        return self._encode(text, recognise=True, affixes=False)  # the template writes its own BOS
+        return render_chat(self.chat_template, messages, self.bos, self.eos, self.backend.controls)
+
+    def _agree(self, ids: Sequence[int], parts: Sequence[str]) -> bool:
+        """Whether the control tokens among ids are those of a rendered conversation and no others."""
+        controls = self.backend.controls
+        known = {*controls.values()}
+        return [token for token in ids if token in known] == [controls[name] for name in parts[1::2]]
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of token ids, special tokens spelled out; bytes that are not UTF-8 become U+FFFD."""
@@ -130,7 +175,7 @@ class Tokenizer:
         except UnicodeEncodeError as error:
             raise UserError(f"text has a lone surrogate at character {error.start}, expected Unicode") from None
         ids = self.backend.encode(text, recognise, affixes)
-        return [*self.prefix, *ids] if affixes else ids
+        return [*self.prefix, *ids, *self.suffix] if affixes else ids
 
 
 class TextStream:

@@ -1,23 +1,11 @@
 """What the READMEs say is so: links lead somewhere, snippets run, figures hold."""
 
 import re
-from pathlib import Path
+from functools import partial
 
 import pytest
+from examples import PAGES, ROOT
 from test_structure import CORE
-
-ROOT = Path(__file__).parent.parent
-FOLDERS = (
-    "ops",
-    "minillm",
-    "minillm/archs",
-    "bench",
-    "weights",
-    "minillm/texts",
-    "tutorials",
-)
-PAGES = [ROOT / "README.md", *(ROOT / name / "README.md" for name in FOLDERS)]
-PAGES += sorted(ROOT.glob("minillm/models/*/README.md"))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -30,7 +18,7 @@ def test_links_lead_to_files(page):
 
 def test_the_first_screen_of_the_readme_is_forty_lines_with_both_commands_and_the_core():
     screen = "\n".join((ROOT / "README.md").read_text().splitlines()[:40])
-    for needed in ("minillm generate", "pytest", "forward.svg", "learn", "run", "judge", "flax"):
+    for needed in ("minillm generate", "pytest", "trace.png", "learn", "run", "judge", "flax"):
         assert needed in screen
     places = [screen.index(f"({name})") for name in CORE]
     assert places == sorted(places)
@@ -65,3 +53,29 @@ def test_the_engines_example_runs(capsys):
     (example,) = [one for one in examples if "Engine" in one]
     exec(example, {})
     assert "Ingredients" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_laws_example_runs(smollm2, monkeypatch):
+    monkeypatch.setattr("minillm.load", lambda name: smollm2, raising=False)
+    (example,) = [one for one in snippets("minillm") if "check_schedules" in one]
+    exec(example, {})
+
+
+@pytest.mark.slow
+def test_the_judges_example_runs(monkeypatch, tmp_path):
+    """As it is, but for the minutes it would take."""
+    from minillm import ops
+
+    (kernel,) = [one for one in snippets("ops") if "def flash" in one]
+    (tmp_path / "my_kernels.py").write_text(kernel)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(ops, "validate", partial(ops.validate, quick=True))
+    (example,) = re.findall(r"```\n(from minillm import ops\n.*?)```", (ROOT / "ops/README.md").read_text(), re.S)
+    exec(example, names := {})
+    assert names["report"].ok
+
+
+def snippets(folder: str) -> list[str]:
+    """The Python in a README."""
+    return re.findall(r"```python\n(.*?)```", (ROOT / folder / "README.md").read_text(), re.S)

@@ -22,6 +22,7 @@ LAYERS = """
     blocks
     model
     laws archs
+    template
     chat
     tokenizer parallel
     checkpoint
@@ -34,7 +35,7 @@ LAYERS = """
     engine stream
     compress
     lm
-    batch trace
+    batch trace session
     cli
 """.split("\n")
 LEVEL = {name: level for level, row in enumerate(LAYERS) for name in row.split()}

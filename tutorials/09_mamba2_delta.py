@@ -267,7 +267,7 @@ assert np.allclose(at_once, by_chunks[0, :, 0], atol=1e-4)
 # Around the matrix stands what stood around Mamba's state: a norm, a projection, a short convolution, a gate. The
 # projection gives everything at once: the gate z, the values x, B and C (through the convolution, all three), and a
 # dt for each head. Behind the gate comes a second norm. Here is such a block written out, in a small model with
-# random weights, of which a `Config` says what it is made of; `tiny-mamba` is twelve of them, larger and trained.
+# random weights, of which a `Config` says what it is made of; trained models are a tower of such blocks, larger.
 # (The block of Gated DeltaNet looks much the same, `minillm/blocks/gated_delta.py`.)
 
 # %%

@@ -28,6 +28,9 @@ def config_from_hf(fields: Fields) -> Config:
     full = fields.indices("attn_layer_indices", fields.layer_count("num_hidden_layers"))
     recurrence = mamba2_from_hf(fields)
     attention, mlp = attention_from_hf(fields, part=0.5), mlp_from_hf(fields)
+    turned = attention.rope
+    assert turned is not None
+    fields.only("attn_rotary_emb", 2 * len(turned.freqs))
     return decoder_from_hf(
         fields, lambda i: (attention if i in full else recurrence, mlp), harmless=HARMLESS_FIELDS
     )

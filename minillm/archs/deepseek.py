@@ -2,7 +2,7 @@
 
 V3 differs from V2 in how a token's experts are chosen. The first layers have a plain feed-forward layer. What V3's
 checkpoints hold beyond the last layer predicts a second token ahead for training; it changes no logit, and is not
-read. Files in their fp8 format are refused by their `quantization_config`.
+read.
 """
 
 from dataclasses import replace

@@ -13,14 +13,22 @@ from ..blocks import AttentionSpec, MLPSpec, MoESpec
 from ..config import Config, Fields
 from ..rope import Rope
 
-# Fields of config.json that do not change what is computed.
+# Fields of config.json that do not change what is computed, whatever they say: where a file comes from and what it
+# is called, tokens and tasks, training and its noise, kernels, and how others generate, which old files say too.
 HARMLESS_HF_FIELDS = """
-    _name_or_path architectures bos_token_id pad_token_id dtype torch_dtype initializer_range pretraining_tp
-    transformers_version use_cache attention_dropout is_llama_config transformers.js_config output_attentions
-    output_hidden_states return_dict chunk_size_feed_forward id2label label2id problem_type auto_map
-    resid_pdrop embd_pdrop attn_pdrop hidden_dropout output_router_logits router_aux_loss_coef router_jitter_noise
-    rescale_prenorm_residual residual_in_fp32 use_mambapy _attn_implementation_autoset attn_implementation
-    tokenizer_class gradient_checkpointing unsloth_version unsloth_fixed
+    _name_or_path architectures auto_map dtype torch_dtype transformers_version transformers.js_config
+    unsloth_version unsloth_fixed is_llama_config tokenizer_class max_sequence_length is_decoder use_bfloat16
+    bos_token_id pad_token_id pad_token sep_token_id decoder_start_token_id prefix
+    id2label label2id _num_labels problem_type finetuning_task task_specific_params
+    initializer_range attention_dropout resid_pdrop embd_pdrop attn_pdrop hidden_dropout gradient_checkpointing
+    output_router_logits router_aux_loss_coef router_jitter_noise rescale_prenorm_residual tf_legacy_loss
+    use_cache use_mambapy residual_in_fp32 pretraining_tp chunk_size_feed_forward torchscript attn_implementation
+    _attn_implementation _attn_implementation_autoset _flash_attn_2_enabled
+    output_attentions output_hidden_states output_scores return_dict return_dict_in_generate
+    max_length min_length do_sample early_stopping num_beams num_beam_groups num_return_sequences temperature top_k
+    top_p typical_p repetition_penalty length_penalty diversity_penalty exponential_decay_length_penalty
+    no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids suppress_tokens begin_suppress_tokens
+    forced_bos_token_id forced_eos_token_id remove_invalid_values
 """.split()
 
 LAYER_TYPES = ("full_attention", "sliding_attention")
@@ -53,8 +61,10 @@ def decoder_from_hf(
     constant; `longest` (Llama's by default) and `tied` are what holds where the file does not say; `harmless`
     fields may be there unread; the rest goes into the config.
     """
-    fields.only("is_encoder_decoder", False)
-    fields.only("use_bidirectional_attention", False)
+    for key in ("is_encoder_decoder", "tie_encoder_decoder", "add_cross_attention", "use_bidirectional_attention"):
+        fields.only(key, False)
+    fields.only("use_mrope", False)
+    fields.only("pruned_heads", {})
     config = Config(
         arch=fields.text("model_type"),
         d=fields.integer(d),

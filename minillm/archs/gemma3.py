@@ -67,7 +67,8 @@ def config_from_gguf(fields: Fields, source: Source) -> Config:
     """Config from the `gemma3.*` metadata."""
     window, period = window_from_gguf(fields), fields.integer("attention.sliding_window_pattern", 6)
     k, scale = fields.integer("attention.key_length"), scale_from_gguf(fields, LAYERS_OF_27B)
-    fields.require(k % 2 == 0, "attention.key_length", "an even number, for RoPE turns pairs of channels")
+    expected = f"an even number up to {rope.MOST_CHANNELS}, for RoPE turns pairs of channels"
+    fields.require(k % 2 == 0 and k <= rope.MOST_CHANNELS, "attention.key_length", expected)
     local = rope.default(k, fields.number("rope.freq_base_swa", LOCAL_THETA))
     all_seeing = rope_from_gguf(fields, source, k)
     mlp = mlp_from_gguf(fields, activation="gelu_tanh", post_norm=True)

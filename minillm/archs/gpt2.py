@@ -50,13 +50,12 @@ HARMLESS_TENSORS = ("*h.{i}.attn.bias", "*h.{i}.attn.masked_bias", "lm_head.weig
 
 HARMLESS_FIELDS = """
     n_ctx summary_type summary_use_proj summary_activation summary_proj_to_labels summary_first_dropout
-    task_specific_params reorder_and_upcast_attn
+    reorder_and_upcast_attn
 """.split()
 
 
 def config_from_hf(fields: Fields) -> Config:
     """Config from the fields of config.json, most of which have names of their own."""
-    fields.only("add_cross_attention", False)
     d, h, trained = fields.integer("n_embd"), fields.integer("n_head"), fields.integer("n_positions")
     fields.require(d % h == 0, "n_embd", f"a multiple of n_head = {h}")
     scaled = fields.flag("scale_attn_weights", True)

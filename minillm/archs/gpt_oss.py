@@ -1,6 +1,6 @@
 """gpt-oss (OpenAI 2025, arXiv:2508.10925): experts with clamped SwiGLU, attention with sinks, biases everywhere.
 
-Every other layer looks back a window only. Checkpoints in MXFP4 are refused by their `quantization_config`.
+Every other layer looks back a window only.
 """
 
 from ..config import Config, Fields
@@ -59,6 +59,7 @@ def config_from_hf(fields: Fields) -> Config:
 def config_from_gguf(fields: Fields, source: Source) -> Config:
     """Config from the `gpt-oss.*` metadata; its YaRN was trained with a ramp whose ends are not rounded."""
     fields.only("attention.sliding_window_pattern", 2)
+    fields.integer("feed_forward_length", 1)  # of plain layers, of which there are none
     window, moe = window_from_gguf(fields), moe_from_gguf(fields, bias=True, clamp=LIMIT)
     rope = rope_from_gguf(fields, source, fields.integer("attention.key_length"), truncate=False)
 

@@ -90,12 +90,16 @@ def mamba_from_hf(fields: Fields) -> MambaSpec:
     )
 
 
+MOST_HEADS = 65536  # more than any model has; the number comes from a file nobody vouches for
+
+
 def config_from_gguf(fields: Fields, source: Source) -> Config:
     """Config from the `jamba.*` metadata: layers without KV heads are Mamba, those with a router have experts."""
     d, h = fields.integer("embedding_length"), fields.integer("attention.head_count")
     k = fields.integer("attention.key_length", max(d // h, 1))
     fields.only("attention.value_length", k)
     fields.require(h <= d, "attention.head_count", f"at most embedding_length = {d}")
+    fields.require(h <= MOST_HEADS, "attention.head_count", f"at most {MOST_HEADS}")
     divisors = [g for g in range(1, h + 1) if h % g == 0]
     kv = fields.choices("attention.head_count_kv", fields.layer_count("block_count"), 0, *divisors)
     recurrence = MambaSpec(

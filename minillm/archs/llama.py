@@ -71,6 +71,7 @@ def config_from_hf(fields: Fields) -> Config:
 
 def config_from_gguf(fields: Fields, source: Source) -> Config:
     """Config from the `llama.*` metadata."""
+    fields.only("tensor_data_layout", "Meta AI original pth")  # old files' name for interleaved query and key rows
     experts = fields.integer("expert_count", 0, least=0) > 0
     ffn = moe_from_gguf(fields, "feed_forward_length") if experts else mlp_from_gguf(fields)
     blocks = attention_from_gguf(fields, source), ffn

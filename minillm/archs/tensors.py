@@ -7,7 +7,7 @@ tensor's name `{i}` stands for the layer and `{e}` for the expert; what stands i
 
 import math
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -270,8 +270,8 @@ class LogOfNegative(Changed):
 class Experts(Changed):
     """The same entry of every expert, one beside the other in a first dimension `e`."""
 
-    def experts(self, view: View) -> list[View]:
-        return [replace(view, expert=e) for e in range(view.size("e"))]
+    def experts(self, view: View) -> Iterator[View]:
+        return (replace(view, expert=e) for e in range(view.size("e")))  # a config may say billions
 
     def names(self, view: View) -> list[str]:
         return [name for one in self.experts(view) for name in self.entry.names(one)]

@@ -1,60 +1,34 @@
-"""GGUF (llama.cpp's file format, versions 2 and 3): metadata, then a tensor table, then the tensors' bytes.
+"""GGUF as a source of tensors: one file, or all that a large model was split into.
 
-The file is memory-mapped and never trusted: each count is held against the bytes that are left before
-anything is allocated for it, and every tensor against the end of the file before any is read.
+The parts are called NAME-00001-of-00003.gguf and so on, and say under `split.*` which part they are, of how many,
+and how many tensors there are in all; the first has the metadata of the model. Any of them opens the model.
 """
 
-import math
-import mmap
-import struct
-from array import array
+import re
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..archs.tensors import row_range
+from ..config import is_whole, shown
 from ..errors import UserError
-from ..ops import GGUF_TYPES, GGUFType
+from ..ops import GGUFType
+from .gguf_file import Contents, Record, read_file
 from .source import Index, missing
 
-SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
-STRING, ARRAY = 8, 9
-SMALLEST = {STRING: 8} | {kind: struct.calcsize("<" + code) for kind, code in SCALARS.items()}
 PIECE = 1 << 18  # values decoded at once: more would fall out of the cache
-LONGEST_NAME = 256  # of a key or a tensor; llama.cpp itself allows tensors 63
-TENSOR_RECORD = 8 + 4 + 4 + 8  # the least a tensor takes in the table: name length, rank, type, offset
-
-
-class Record(NamedTuple):
-    """One line of the tensor table; `shape` is row-major, `offset` counts from the start of the file."""
-
-    shape: tuple[int, ...]
-    type: GGUFType
-    offset: int
-    nbytes: int
+PART = re.compile(r"(.*)-[0-9]{5}-of-([0-9]{5})\.gguf", re.DOTALL)
 
 
 class GGUF:
-    """An open file: `metadata` by key, and the tensors as a TensorSource."""
+    """An open model: `metadata` by key, and the tensors as a TensorSource."""
 
     def __init__(self, path: str | Path):
         self.where = str(path)
-        try:
-            with open(path, "rb") as file:
-                self.bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except (OSError, ValueError) as error:  # ValueError: mmap of an empty file
-            raise UserError(f"{path}: cannot be read as GGUF: {error}") from None
-        cursor = Cursor(self.bytes, self.where)
-        magic, version = cursor.take(4, "magic"), cursor.number("I", "version")
-        if magic != b"GGUF" or version not in (2, 3):
-            raise UserError(
-                f"{path}: starts with {magic!r}, version {version}; expected little-endian GGUF, version 2 or 3"
-            )
-        n_tensors = cursor.count(TENSOR_RECORD, "tensor count")
-        n_entries = cursor.count(8 + 4 + 1, "metadata count")
-        self.metadata = read_metadata(cursor, n_entries)
-        self.tensors = read_tensor_table(cursor, n_tensors, alignment_of(self.metadata, self.where))
+        contents = read_file(Path(path))
+        if contents.metadata.get("split.count", 0) not in (0, 1):
+            contents = read_parts(Path(path), contents)
+        self.metadata, self.tensors = contents
 
     def names(self):
         return self.tensors.keys()
@@ -69,13 +43,13 @@ class GGUF:
         return self._record(name).nbytes
 
     def read(self, name: str, index: Index = ()) -> np.ndarray:
-        shape, kind, offset, nbytes = self._record(name)
+        shape, kind, data, offset, nbytes = self._record(name)
         row_bytes = nbytes // shape[0]
         if len(shape) == 1:
-            stored = np.frombuffer(self.bytes, np.uint8, nbytes, offset)
+            stored = np.frombuffer(data, np.uint8, nbytes, offset)
             return decode(stored.reshape(-1, kind.size), kind).reshape(shape)[index]
         rows, rest = row_range((*index, slice(None))[0], shape[0]), index[1:]
-        stored = np.frombuffer(self.bytes, np.uint8, len(rows) * row_bytes, offset + rows.start * row_bytes)
+        stored = np.frombuffer(data, np.uint8, len(rows) * row_bytes, offset + rows.start * row_bytes)
         return decode(stored.reshape(-1, kind.size), kind).reshape(len(rows), *shape[1:])[(slice(None), *rest)]
 
     def _record(self, name: str) -> Record:
@@ -94,122 +68,46 @@ def decode(blocks: np.ndarray, kind: GGUFType) -> np.ndarray:
     return out
 
 
-class Cursor:
-    """A place in the file that never moves past its end."""
-
-    def __init__(self, data: mmap.mmap | bytes, where: str):
-        self.data, self.where, self.offset = data, where, 0
-
-    def take(self, size: int, what: str) -> bytes:
-        """The next `size` bytes."""
-        if size > len(self.data) - self.offset:
-            raise UserError(
-                f"{self.where}: {what} at byte {self.offset} needs {size} bytes, but the file ends at "
-                f"{len(self.data)}; it is truncated or damaged, fetch it again"
-            )
-        self.offset += size
-        return self.data[self.offset - size : self.offset]
-
-    def number(self, code: str, what: str) -> Any:
-        """The next number, by its `struct` code."""
-        return struct.unpack("<" + code, self.take(struct.calcsize("<" + code), what))[0]
-
-    def count(self, each: int, what: str) -> int:
-        """The next 64-bit count, of things that take at least `each` bytes."""
-        found, most = self.number("Q", what), (len(self.data) - self.offset) // each
-        if found > most:
-            raise UserError(f"{self.where}: {what} is {found}, but the file has room for {most} at most")
-        return found
-
-    def string(self, what: str) -> str:
-        """The next string."""
-        raw = self.take(self.count(1, f"length of {what}"), what)
-        try:
-            return raw.decode()
-        except UnicodeDecodeError:
-            raise UserError(f"{self.where}: {what} is {raw[:40]!r}, expected UTF-8") from None
-
-    def name(self, what: str) -> str:
-        """The next string, short enough and printable: fit to stand in a message."""
-        found = self.string(what)
-        if not found.isprintable() or not 0 < len(found) <= LONGEST_NAME:
-            raise UserError(
-                f"{self.where}: {what} is {found[:40]!r} ({len(found)} characters), expected 1 to {LONGEST_NAME} "
-                "printable ones; the file is damaged, fetch it again"
-            )
-        return found
-
-    def value(self, kind: int, what: str) -> Any:
-        """The next metadata value of a kind."""
-        if kind == STRING:
-            return self.string(what)
-        if kind in SCALARS:
-            return self.number(SCALARS[kind], what)
-        if kind != ARRAY:
-            raise UserError(f"{self.where}: {what} has value type {kind}, expected 0 to 12")
-        kind = self.number("I", what)
-        if kind not in SMALLEST:
-            raise UserError(f"{self.where}: {what} is an array of type {kind}, expected numbers or strings")
-        size = self.count(SMALLEST[kind], f"length of {what}")
-        if kind == STRING:
-            return [self.string(what) for _ in range(size)]
-        numbers = array("B" if SCALARS[kind] == "?" else SCALARS[kind])  # as small as in the file
-        numbers.frombytes(self.take(size * SMALLEST[kind], what))
-        return numbers
-
-
-def read_metadata(cursor: Cursor, n_entries: int) -> dict[str, Any]:
-    """The key-value pairs in front of the tensor table."""
-    metadata: dict[str, Any] = {}
-    for _ in range(n_entries):
-        key = cursor.name("metadata key")
-        if key in metadata:
-            raise UserError(f"{cursor.where}: metadata key {key} is there twice")
-        metadata[key] = cursor.value(cursor.number("I", key), key)
-    return metadata
-
-
-def read_tensor_table(cursor: Cursor, n_tensors: int, alignment: int) -> dict[str, Record]:
-    """Where each tensor lies; every one of them inside the file."""
-    listed = {}
-    for _ in range(n_tensors):
-        name = cursor.name("tensor name")
-        what = f"tensor {name}"
-        rank = cursor.number("I", what)
-        if not 1 <= rank <= 4:
-            raise UserError(f"{cursor.where}: {what} has {rank} dimensions, expected 1 to 4")
-        shape = tuple(cursor.number("Q", what) for _ in range(rank))[::-1]
-        kind, offset = cursor.number("I", what), cursor.number("Q", what)
-        if name in listed:
-            raise UserError(f"{cursor.where}: {what} is there twice")
-        listed[name] = (shape, kind, offset)
-    start = -(-cursor.offset // alignment) * alignment
-    return {name: located(cursor, name, *fields, start=start) for name, fields in listed.items()}
-
-
-def located(cursor: Cursor, name: str, shape: tuple[int, ...], kind: int, offset: int, start: int) -> Record:
-    """The checked record of one tensor; `start` is where the tensors' bytes begin."""
-    where = f"{cursor.where}: tensor {name}"
-    if kind not in GGUF_TYPES:
-        known = ", ".join(one.name for one in GGUF_TYPES.values())
-        raise UserError(f"{where} has type {kind}, which is not supported; expected one of {known}")
-    stored = GGUF_TYPES[kind]
-    if min(shape) < 1 or shape[-1] % stored.values:
+def read_parts(path: Path, given: Contents) -> Contents:
+    """All parts of the model of which the file at `path` is one, with these contents; the first one's metadata."""
+    name, count = PART.fullmatch(path.name), counted(given, "split.count", path)
+    if name is None or int(name[2]) != count:
+        raise UserError(f"{path}: split.count is {count}, expected a name that ends in -00001-of-{count:05}.gguf")
+    whole = Contents({}, {})
+    for i in range(count):
+        one = path.with_name(f"{name[1]}-{i + 1:05}-of-{name[2]}.gguf")
+        if not one.is_file():
+            raise UserError(f"{one}: is missing; {path.name} is one of split.count = {count} files, fetch them all")
+        part = given if one == path else read_file(one)
+        check_part(part, i, whole, one)
+        whole = Contents(whole.metadata or part.metadata, whole.tensors | part.tensors)
+    total = counted(whole, "split.tensors.count", path)
+    if len(whole.tensors) != total:
         raise UserError(
-            f"{where} has shape {list(shape)}, expected rows in multiples of {stored.values} for {stored.name}"
+            f"{path}: split.tensors.count is {total}, but its {count} files hold {len(whole.tensors)} tensors; one "
+            "of them is of another model"
         )
-    nbytes = math.prod(shape) // stored.values * stored.size
-    if start + offset + nbytes > len(cursor.data):
-        raise UserError(
-            f"{where} ends at byte {start + offset + nbytes}, but the file has {len(cursor.data)}; "
-            "it is truncated or damaged, fetch it again"
-        )
-    return Record(shape, stored, start + offset, nbytes)
+    return whole
 
 
-def alignment_of(metadata: dict[str, Any], where: str) -> int:
-    """`general.alignment`, 32 where it is not given."""
-    alignment = metadata.get("general.alignment", 32)
-    if not isinstance(alignment, int) or not 8 <= alignment <= 1 << 20 or alignment % 8:
-        raise UserError(f"{where}: general.alignment is {alignment!r}, expected a multiple of 8")
-    return alignment
+def check_part(part: Contents, i: int, whole: Contents, path: Path) -> None:
+    """UserError unless the file at `path` is part i of the model of which `whole` are those before it."""
+    found = counted(part, "split.no", path)
+    if found != i:
+        raise UserError(f"{path}: split.no is {found}, expected {i} by its name; it is another part of a model")
+    for key, found in part.metadata.items():
+        first = whole.metadata.get(key, found)
+        if key != "split.no" and found != first:
+            other = f"{shown(first)} as in the first file; it is of another model"
+            raise UserError(f"{path}: {key} is {shown(found)}, expected {other}")
+    for name in part.tensors:
+        if name in whole.tensors:
+            raise UserError(f"{path}: tensor {name} is in one of the files before it, too")
+
+
+def counted(part: Contents, key: str, path: Path) -> int:
+    """A whole number of the metadata."""
+    found = part.metadata.get(key)
+    if found is None or not is_whole(found):
+        raise UserError(f"{path}: {key} is {shown(found)}, expected a whole number")
+    return found

@@ -28,7 +28,8 @@ from ..ops import GGUF_TYPES, decode_gguf
 from ..ops.formats.gguf.tensor import gguf_type
 from ..quant import is_weight
 from ..quant.storage import GGUF as Coding
-from .gguf import ARRAY, GGUF, SCALARS, STRING, Cursor, read_metadata
+from .gguf import GGUF
+from .gguf_file import ARRAY, SCALARS, STRING, Cursor, read_metadata
 from .loader import END_KEYS, from_gguf
 from .parameters import Request, parameters
 from .source import Index, missing

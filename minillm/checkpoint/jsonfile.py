@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ..config import shown
 from ..errors import UserError
 
 LARGEST = 64 << 20  # bytes; the config, index and tokenizer settings of the largest models are far below
@@ -14,11 +15,28 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > LARGEST:
             raise UserError(f"{path}: has {path.stat().st_size} bytes, expected at most {LARGEST}")
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{path}: cannot be read as JSON: {error}") from None
+        raw = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
+    return parse_json(raw, str(path))
+
+
+def parse_json(raw: bytes, where: str) -> dict[str, Any]:
+    """The JSON object in these bytes, from `where`; UserError if they are none, or say something twice."""
+    try:
+        content = json.loads(raw, object_pairs_hook=said_once)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: cannot be read as JSON: {error}") from None
     if not isinstance(content, dict):
-        raise UserError(f"{path}: holds a {type(content).__name__}, expected a JSON object")
+        raise UserError(f"{where}: holds a {type(content).__name__}, expected a JSON object")
     return content
+
+
+def said_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The entries of an object; ValueError if a key is there twice, for readers differ in which one counts."""
+    entries = dict(pairs)
+    if len(entries) < len(pairs):
+        seen = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
+        raise ValueError(f"{shown(twice)} is there twice")
+    return entries

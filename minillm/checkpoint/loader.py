@@ -12,8 +12,6 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Protocol
 
-import jax
-
 from .. import archs
 from ..archs import Arch
 from ..archs.tensors import Entry, Stack, View
@@ -21,11 +19,14 @@ from ..blocks.params import Shape, stacked
 from ..config import Config, Fields
 from ..errors import UserError
 from ..model import Model
+from ..quant import in_dtype
+from ..quant.quantised import Progress
 from ..tokenizer import Tokenizer
 from .gguf import GGUF
 from .jsonfile import read_json
+from .prequantised import Prequantised, as_weights, layout_of, like, parameter
 from .quantised_folder import QuantisedFolder, own_weights
-from .safetensors import CODES, Safetensors
+from .safetensors import CODES, PICKLED, WORDS, Safetensors, pickle_hint
 from .source import TensorSource
 from .vocabulary import tokenizer_from_folder, tokenizer_from_gguf
 
@@ -45,18 +46,30 @@ class Checkpoint:
             return tokenizer_from_gguf(self.source.metadata, self.source.where)
         return tokenizer_from_folder(Path(self.source.where))
 
-    def model(self) -> Model:
-        """Read the weights, float32, on all cores but one, which is left for compiling meanwhile."""
-        pool, reads = ThreadPoolExecutor(max((os.cpu_count() or 1) - 1, 1)), {}
+    def model(self, progress: Progress = lambda *_: None, dtype: str | None = None) -> Model:
+        """Read the weights on all cores but one, which is left for compiling meanwhile.
+
+        They are float32, but for those in few bits that can stay so. progress is told how many bytes of the files
+        have been read, and of how many; dtype is another type for all, where none is in few bits.
+        """
+        pool, reads, sizes, done = ThreadPoolExecutor(max((os.cpu_count() or 1) - 1, 1)), {}, {}, 0
 
         def ask(name: str, layer: int | None, *shapes: Shape, init):
-            view = View(self.source, self.config, layer)
-            reads[name, layer] = pool.submit(lambda: jax.device_put(self.entry(name).read(view)))
+            view, entry = View(self.source, self.config, layer), self.entry(name)
+            sizes[name, layer] = sum(self.source.nbytes(one) for one in entry.names(view))
+            reads[name, layer] = pool.submit(lambda: in_dtype(parameter(entry, view), dtype))
             return stacked(shapes)
+
+        def take(name: str, layer: int | None, *shapes: Shape, init):
+            nonlocal done
+            found = reads[name, layer].result()
+            done += sizes[name, layer]
+            progress("reading weights", done, sum(sizes.values()))
+            return found
 
         try:
             Model.build(self.config, ask)
-            return Model.build(self.config, lambda name, layer, *shapes, init: reads[name, layer].result())
+            return as_weights(Model.build(self.config, take))
         finally:
             pool.shutdown(cancel_futures=True)  # after an error, nobody needs the rest
 
@@ -81,9 +94,9 @@ class Checkpoint:
                         f"{self.source.where}: {described(piece, view)}, but the config asks for {list(expected)}"
                     )
             used.update(entry.names(view))
-            return whole
+            return like(entry, view, whole)
 
-        model = Model.build(self.config, get)
+        model = as_weights(Model.build(self.config, get))
         n = len(self.config.layers)
         harmless = {name.format(i=i, n=n) for name in self.arch.HARMLESS_TENSORS for i in range(n)}
         for name in self.source.names():
@@ -112,6 +125,9 @@ def open_checkpoint(
     path = Path(path)
     if path.is_dir():
         return from_folder(path, context, arch)
+    if path.is_file() and path.suffix in (".safetensors", *PICKLED):
+        expected = "a .gguf file, or a folder with config.json and safetensors"
+        raise UserError(f"{path}: is one file of a checkpoint, expected {expected}{pickle_hint(path.parent)}")
     if path.is_file():
         return from_gguf(GGUF(path), context, arch)
     raise UserError(f"{path}: no such file or folder")
@@ -124,10 +140,12 @@ def from_folder(folder: Path, context: int | None, arch: Arch | None) -> Checkpo
         raise UserError(f"{folder}: has no config.json, expected a Hugging Face checkpoint folder")
     values = read_json(folder / "config.json")
     arch = arch or archs.find_hf(values.get("model_type"), f"{where}: model_type")
-    weights = own_weights(values, where)
+    weights, layout = own_weights(values, where), layout_of(values, where)
     config = arch.config_from_hf(Fields(values, where, context))
     if weights is not None:
         return QuantisedFolder(Safetensors(folder, CODES), config, arch, weights)
+    if layout is not None:
+        return Checkpoint(Prequantised(Safetensors(folder, WORDS), layout), config, arch, arch.HF_TENSORS)
     return Checkpoint(Safetensors(folder), config, arch, arch.HF_TENSORS)
 
 

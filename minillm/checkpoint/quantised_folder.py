@@ -24,7 +24,7 @@ from ..config import Config
 from ..errors import UserError
 from ..model import Model
 from ..quant import by_place, is_weight
-from ..quant.quantised import Change
+from ..quant.quantised import Change, Progress
 from ..quant.recipes import recipe_named, weight_like
 from ..quant.scaled import Scaled
 from ..tokenizer import Tokenizer
@@ -131,8 +131,12 @@ class QuantisedFolder:
             )
             raise UserError(f"{self.source.where}: tensor {name} is {there}, expected {expected}")
 
-    def model(self) -> Model:
-        """Read the weights."""
+    def model(self, progress: Progress = lambda *_: None) -> Model:
+        """Read the weights; progress is told how many bytes of the file have been read, and of how many."""
         leaves, tree = by_place(self.shapes(), None)
-        arrays = (jax.device_put(self.source.stored(name).astype(leaf.dtype)) for name, leaf in leaves)
+        total, done, arrays = sum(self.source.nbytes(name) for name, _ in leaves), 0, []
+        for name, leaf in leaves:
+            arrays.append(jax.device_put(self.source.stored(name).astype(leaf.dtype)))
+            done += self.source.nbytes(name)
+            progress("reading weights", done, total)
         return tree.unflatten(arrays)

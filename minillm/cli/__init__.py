@@ -22,13 +22,14 @@ minillm: LLM inference, small enough to read
 
 minillm --help lists the commands.
 """
+HELPERS = {"input_file", "sampling_options", "terminal"}  # modules beside the commands
 
 
 class Commands(click.Group):
     """The modules of this package as commands; what a user can mend ends one with a line and exit code 2."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name != "terminal")
+        return sorted({module.name for module in pkgutil.iter_modules(__path__)} - HELPERS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in self.list_commands(ctx):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import UserError
+from .completion import ModelName
 from .generate import opened
 from .terminal import status
 
@@ -22,7 +23,7 @@ PATH = click.Path(path_type=Path)
 
 
 @click.command("eval", short_help="Measure how well a model predicts a text.")
-@click.argument("model")
+@click.argument("model", type=ModelName())
 @click.option("--against", metavar="MODEL", help="The reference to compare with; same tokens.")
 @click.option("--quant", metavar="RECIPE", help="Measure MODEL in few bits, against itself if no other is named.")
 @click.option("--text", type=PATH, metavar="FILE", help="A text, or .jsonl with many; else the bundled ones.")
@@ -47,7 +48,8 @@ def command(
     Examples:
       minillm eval tiny-transformer
       minillm eval tiny-transformer --quant q4_k
-      minillm eval tiny-draft --against tiny-transformer --text held-out.jsonl --output figures.json
+      minillm eval tiny-draft --against tiny-transformer --text held-out.jsonl
+      minillm eval tiny-transformer --window 256 --output figures.json
 
     A line of .jsonl is {"text": "…"}, a document by itself. Any other file is one document, in UTF-8.
     """

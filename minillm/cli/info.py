@@ -1,6 +1,5 @@
 """`minillm info`: what is in a checkpoint."""
 
-import math
 import re
 from collections.abc import Iterator
 from dataclasses import fields
@@ -8,48 +7,119 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .completion import ModelName
+from .terminal import printable
+
 if TYPE_CHECKING:
+    from ..checkpoint.source import TensorSource
     from ..config import Config
     from ..model import Model
+    from ..tokenizer import Tokenizer
+
+KINDS = {"MLP": "feed-forward", "MoE": "experts"}  # other blocks are called by the words of their names
 
 
 @click.command("info", short_help="Show what is in a checkpoint.")
-@click.argument("model")
+@click.argument("model", type=ModelName())
 def command(model: str) -> None:
-    """Show the tensors, architecture, parameters and memory of MODEL, a name, a .gguf file or a folder.
+    """Show what is in MODEL, a name, a .gguf file or a folder: its tensors, architecture and tokenizer, what it
+    remembers of a text, and its parameters with the memory they take, by part.
 
     \b
-    Example:
+    Examples:
       minillm info smollm2-135m
+      minillm info tiny-hybrid
     """
-    import jax
-
     from ..checkpoint.loader import open_checkpoint
     from ..lm import find_model
 
     checkpoint = open_checkpoint(find_model(model))
     shapes = checkpoint.shapes()  # a file that would not load is not described as if it did
-    config, source = checkpoint.config, checkpoint.source
-    parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))  # a file may hold more
+    config, source, tokenizer = checkpoint.config, checkpoint.source, checkpoint.tokenizer()
     stored = sum(source.nbytes(name) for name in source.names())
     rows = [
         ("file", source.where),
         ("architecture", f"{config.arch}, {len(config.layers)} layers"),
         ("sizes", f"d {config.d}, v {config.v}"),
-        *((name, text) for name, text in layers(config)),
+        *layers(config),
         ("context", f"{config.context} tokens"),
-        ("head", "tied to the embedding" if config.tied else "a matrix of its own"),
-        ("parameters", f"{parameters:,}"),
-        ("tensors", f"{size(stored)} on disk, {size(4 * parameters)} in memory as float32"),
-        ("memory", remembered(shapes, config.context)),
+        ("remembers", remembered(shapes, config.context)),
+        *tokens(tokenizer, config),
+        ("on disk", f"{size(stored)} in {len(source.names())} tensors"),
+        *in_float32(checkpoint),
     ]
-    click.echo(f"{'tensor':<40}{'shape':>16}{'type':>7}{'bytes':>14}")
-    for name in sorted(source.names(), key=natural):
+    lines = [*tensors(source), "", *(f"{name:<17}{value}" for name, value in rows), "", *parts(shapes)]
+    click.echo(printable("\n".join(lines)))
+
+
+def tensors(source: "TensorSource") -> Iterator[str]:
+    """What is stored, a line each."""
+    shown = {name: " ".join(name.split()) for name in sorted(source.names(), key=natural)}  # it can be anything
+    width = max(map(len, shown.values()), default=0)
+    yield f"{'tensor':<{width}}{'shape':>18}{'type':>7}{'bytes':>16}"
+    for name, line in shown.items():
         shape = " x ".join(str(n) for n in source.shape(name))
-        click.echo(f"{name:<40}{shape:>16}{source.dtype(name):>7}{source.nbytes(name):>14,}")
-    click.echo()
-    for name, value in rows:
-        click.echo(f"{name:<17}{value}")
+        yield f"{line:<{width}}{shape:>18}{source.dtype(name):>7}{source.nbytes(name):>16,}"
+
+
+def in_float32(checkpoint: Any) -> Iterator[tuple[str, str]]:
+    """Tensors in few bits that cannot stay so in memory, and why."""
+    from ..checkpoint.prequantised import widened
+
+    for reason, names in widened(checkpoint).items():
+        yield "in float32", f"{len(names)} quantised tensors, such as {names[0]}: {reason}"
+
+
+def parts(shapes: "Model") -> Iterator[str]:
+    """The parameters of each part of the model, the memory they take once it is loaded, and the bits of each."""
+    import jax
+
+    from ..quant import by_place, is_weight
+
+    dense = jax.jit(lambda weight: weight.dense())  # for its shape only; traced once for layers that are alike
+    found: dict[str, tuple[int, int]] = {}
+    for place, leaf in by_place(shapes)[0]:
+        name, (parameters, nbytes) = part_of(place, shapes), found.get(part_of(place, shapes), (0, 0))
+        numbers = (jax.eval_shape(dense, leaf) if is_weight(leaf) else leaf).size
+        memory = sum(one.size * one.dtype.itemsize for one in jax.tree.leaves(leaf))
+        found[name] = parameters + numbers, nbytes + memory
+    whole = tuple(map(sum, zip(*found.values(), strict=True)))
+    yield f"{'part':<17}{'parameters':>18}{'in memory':>12}{'bits each':>11}"
+    for name, (parameters, nbytes) in (found | {"all": whole}).items():
+        yield f"{name:<17}{parameters:>18,}{size(nbytes):>12}{8 * nbytes / parameters:>11.4g}"
+    if shapes.head is None:
+        yield f"{'head':<17}tied to the embedding"
+
+
+def part_of(place: str, shapes: "Model") -> str:
+    """Which part of the model a parameter belongs to, by its place such as blocks[3].down."""
+    block = re.match(r"blocks\[(\d+)\]", place)
+    if "norm" in place:
+        return "norms"
+    if block:
+        return kind(shapes.blocks[int(block[1])])
+    return "head" if place.startswith("head") else "embedding"
+
+
+def kind(block: Any) -> str:
+    """What a block, or its description, is called."""
+    name = type(block).__name__.removesuffix("Spec")
+    return KINDS.get(name) or " ".join(re.findall(r"[A-Z]+[a-z\d]*", name)).lower()
+
+
+def tokens(tokenizer: "Tokenizer | None", config: "Config") -> Iterator[tuple[str, str]]:
+    """What there is to say of the tokenizer."""
+    from ..tokenizer import Bytes
+
+    if tokenizer is None:
+        yield "tokenizer", "none: prompts must be token ids"
+        return
+    names = {i: name for name, i in tokenizer.backend.vocabulary().items()}
+    library = "byte-level BPE" if isinstance(tokenizer.backend, Bytes) else "sentencepiece"
+    template = "a chat template" if tokenizer.chat_template else "no chat template"
+    yield "tokenizer", f"{library}, {len(names):,} pieces, {template}"
+    for what, ids in (("begins with", tokenizer.encode("")), ("ends at", {*config.eos, *tokenizer.ends})):
+        yield what, ", ".join(f"{i} {names.get(i, '')!r}" for i in sorted(ids)) or "nothing"
 
 
 def layers(config: "Config") -> Iterator[tuple[str, str]]:
@@ -60,8 +130,7 @@ def layers(config: "Config") -> Iterator[tuple[str, str]]:
             kinds.setdefault(spec, []).append(i)
     for spec, where in kinds.items():
         some = "" if len(where) == len(config.layers) else f" (layer{'s' * (len(where) > 1)} {spans(where)})"
-        words = re.findall(r"[A-Z]+[a-z\d]*", type(spec).__name__.removesuffix("Spec"))
-        yield " ".join(words).lower(), choices(spec) + some
+        yield kind(spec), choices(spec) + some
 
 
 def choices(spec: Any) -> str:

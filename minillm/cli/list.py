@@ -2,10 +2,18 @@
 
 import click
 
+from .terminal import printable
+
 
 @click.command("list", short_help="Show the models there are by name.")
 def command() -> None:
-    """Show the models that come with minillm, were pulled, or can be."""
+    """Show the models that come with minillm, were pulled, or can be, and those in the Hugging Face hub's cache.
+
+    \b
+    Example:
+      minillm list
+    """
+    from ..checkpoint.hub import cached_models
     from ..checkpoint.pull import MODELS, model_path
     from ..folders import bundled_models
     from .info import size
@@ -17,5 +25,7 @@ def command() -> None:
     for name, model in MODELS.items():
         here = f"in {model_path(name)}" if model_path(name).is_file() else f"minillm pull {name}"
         rows.append((name, model.size, here))
+    rows += [(one.name, one.size, f"in {one.folder}") for one in cached_models()]
+    width = max(len(name) for name, _, _ in rows)
     for name, nbytes, where in rows:
-        click.echo(f"{name:<20}{size(nbytes):>10}   {where}")
+        click.echo(printable(f"{name:<{width}}  {size(nbytes):>9}   {where}"))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import UserError
+from .completion import ModelName
 from .terminal import bar
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @click.command("prune", short_help="Take channels, heads or layers out of a model, or make it sparse.")
-@click.argument("model")
+@click.argument("model", type=ModelName())
 @click.option("--layers", type=int, help="How many layers go: those that change least.")
 @click.option("--heads", type=float, help="Which share of the heads goes, in groups that share keys.")
 @click.option("--ffn", type=float, help="Which share of the feed-forward channels goes.")
@@ -36,7 +37,7 @@ def command(
     text: Path | None,
     target: Path,
 ) -> None:
-    """Write a smaller MODEL: a folder if it is one, a .gguf file (float16) if it is one.
+    """Write a smaller MODEL: a .gguf file if the output is called so, else a folder, of which MODEL must be one.
 
     What goes is decided by a text, by default one of 93 kB that comes with minillm: recipes and scripture. A text
     like those that the model is for does better. Zeros make no file smaller and nothing faster here.
@@ -67,7 +68,7 @@ def command(
     texts = None if text is None else ["".join(document) for document in Corpus.in_file(text).documents()]
     with bar() as progress:
         pruned, config, kept = prune(lm, texts, layers, heads, ffn, sparsity, method, progress)
-        values = description(checkpoint, config, kept)
+        values = {} if target.suffix == ".gguf" else description(checkpoint, config, kept)
         part = None
         if recover is not None:
             job = sha256(repr((model, layers, heads, ffn, recover, texts)).encode()).hexdigest()[:8]
@@ -137,28 +138,25 @@ def recovered(lm: "LM", pruned: Any, texts: list[str] | None, steps: int, part: 
 
 
 def description(checkpoint: "Checkpoint", config: Any, kept: list[int]) -> dict[str, Any]:
-    """The entries of config.json for the new model; none for a GGUF file, which is checked when it is written."""
+    """The entries of config.json for the new model; a GGUF file is checked when it is written."""
     from ..checkpoint.jsonfile import read_json
     from ..compress.prune import described
 
-    folder = Path(checkpoint.source.where)
-    if folder.is_file():
-        return {}
-    return described(read_json(folder / "config.json"), checkpoint.config, config, kept, checkpoint.arch)
+    values = read_json(Path(checkpoint.source.where) / "config.json")
+    return described(values, checkpoint.config, config, kept, checkpoint.arch)
 
 
 def write(checkpoint: "Checkpoint", target: Path, model: Any, config: Any, values: dict[str, Any]) -> None:
-    """Write the model as its origin was, in as many bits as that had or in more."""
+    """Write the model as its name says, in as many bits as its origin had or in more."""
     from ..checkpoint.folder_writer import write_folder
-    from ..checkpoint.gguf import GGUF
-    from ..checkpoint.gguf_writer import tokenizer_metadata, write_gguf
-    from ..checkpoint.origin import other_files
+    from ..checkpoint.gguf_writer import write_gguf
+    from ..checkpoint.origin import other_files, tokenizer_of
 
     source = checkpoint.source
     types = {source.dtype(name) for name in source.names() if len(source.shape(name)) > 1}
-    if isinstance(source, GGUF):
+    if target.suffix == ".gguf":
         dtype = "F32" if types & {"F32", "BF16"} else "F16"
-        write_gguf(target, model, config, checkpoint.arch, tokenizer=tokenizer_metadata(source), dtype=dtype)
+        write_gguf(target, model, config, checkpoint.arch, tokenizer=tokenizer_of(checkpoint), dtype=dtype)
         return
     dtype = "BF16" if types == {"BF16"} else "F16" if types == {"F16"} else "F32"
     write_folder(target, model, values, arch=checkpoint.arch, dtype=dtype, more=other_files(checkpoint))

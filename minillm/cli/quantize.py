@@ -2,10 +2,11 @@
 
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
+from .completion import ModelName
 from .terminal import bar
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @click.command("quantize", short_help="Write a model in few bits.")
-@click.argument("model")
+@click.argument("model", type=ModelName())
 @click.argument("recipe")
 @click.option(
     "-o", "--output", "target", required=True, type=click.Path(path_type=Path), help="A folder, or FILE.gguf."
@@ -28,13 +29,14 @@ if TYPE_CHECKING:
 def command(model: str, recipe: str, target: Path, text: Path | None) -> None:
     """Write MODEL with its matrices as RECIPE says: int4-g32, nvfp4, w8a8, q4_k …, or several by name.
 
-    A model from a folder becomes a folder, which minillm opens like any other; one from a .gguf file becomes such a
-    file, which llama.cpp runs too.
+    A folder becomes a folder, which minillm opens like any other, or a .gguf file, which llama.cpp runs too; a
+    .gguf file becomes such a file.
 
     \b
     Examples:
       minillm quantize smollm2-135m q4_k,embed=q8_0 -o small.gguf
       minillm quantize tiny-transformer awq:int4-g32 -o small --text notes.txt
+      minillm quantize tiny-transformer f16 -o tiny.gguf
 
     A calibrated recipe (gptq, awq, smooth, imatrix) that was stopped goes on.
     """
@@ -58,16 +60,14 @@ def command(model: str, recipe: str, target: Path, text: Path | None) -> None:
 
 
 def write(checkpoint: "Checkpoint", lm: "LM", changes: "Sequence[Change]", target: Path) -> None:
-    """Write the model as its origin was."""
-    from ..checkpoint.gguf import GGUF
-    from ..checkpoint.gguf_writer import tokenizer_metadata, write_gguf
+    """Write the model as a GGUF file if it is called so, else as a folder."""
+    from ..checkpoint.gguf_writer import write_gguf
     from ..checkpoint.jsonfile import read_json
-    from ..checkpoint.origin import other_files
+    from ..checkpoint.origin import other_files, tokenizer_of
     from ..checkpoint.quantised_folder import write_quantised
 
-    source: Any = checkpoint.source
-    if isinstance(source, GGUF):
-        write_gguf(target, lm.model, lm.config, checkpoint.arch, tokenizer=tokenizer_metadata(source))
+    if target.suffix == ".gguf":
+        write_gguf(target, lm.model, lm.config, checkpoint.arch, tokenizer=tokenizer_of(checkpoint))
         return
-    values = read_json(Path(source.where) / "config.json")
+    values = read_json(Path(checkpoint.source.where) / "config.json")
     write_quantised(target, lm.model, changes, values, other_files(checkpoint))

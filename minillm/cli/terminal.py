@@ -31,6 +31,12 @@ def status(line: str) -> Iterator[Callable[[str], None]]:
         yield lambda line: spinner.update(Text(line, style="dim"))
 
 
+def meter(doing: str, done: int, of: int) -> str:
+    """How far something is, in bytes, as a line of text: a bar, and figures."""
+    full = 20 * done // max(of, 1)
+    return f"{doing} {'━' * full}{'╌' * (20 - full)} {done / 1e6:.0f} of {of / 1e6:.0f} MB"
+
+
 def note(line: str) -> None:
     """A dim line on standard error, above a spinner or a bar if there is one."""
     # rich stands in for sys.stderr while it draws, which click's echo goes around
@@ -49,6 +55,30 @@ def bar() -> Iterator[Callable[[str, int, int], None]]:
     with Progress(console=Console(stderr=True), transient=True) as shown:
         task = shown.add_task("", total=None)
         yield lambda doing, done, of: shown.update(task, description=doing, completed=done, total=of)
+
+
+@contextmanager
+def byte_bar() -> Iterator[Callable[[str, int, int], None]]:
+    """Like `bar`, for bytes; if nobody is looking, a line for each step and for each tenth of it."""
+    if sys.stderr is not None and sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+        columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn()
+        with Progress(*columns, console=Console(stderr=True), transient=True) as drawn:
+            task = drawn.add_task("", total=None)
+            yield lambda doing, done, of: drawn.update(task, description=doing, completed=done, total=of or None)
+        return
+    said = None
+
+    def tell(doing: str, done: int, of: int) -> None:
+        nonlocal said
+        tenths = 10 * done // of if of else 0
+        if said != (doing, tenths):
+            said = doing, tenths
+            click.echo(f"{doing}: {done / 1e6:.1f} of {of / 1e6:.1f} MB" if of else doing, err=True)
+
+    yield tell
 
 
 def leave(code: int) -> NoReturn:

@@ -45,7 +45,8 @@ def command(kernel, op_name, program, dtype, arrays, jit, supports, quick, only,
     \b
     Examples:
       minillm validate my_kernels.py:flash --op attention --dtype bfloat16 --jit
-      minillm validate my_kernels.py:flash --op attention --arrays torch --supports k=64,128 --quick
+      minillm validate my_kernels.py:flash --op attention --supports k=64,128
+      minillm validate my_kernels.py:flash --op attention --arrays torch --quick
       minillm validate --program ./flash --op attention
     """
     from .. import ops

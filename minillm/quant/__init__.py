@@ -21,7 +21,7 @@ import jax
 
 from .dense import Dense
 
-__all__ = ["Dense", "Weight", "by_place", "is_weight", "stored_for"]
+__all__ = ["Dense", "Weight", "by_place", "in_dtype", "is_weight", "stored_for"]
 
 
 class Weight(Protocol):
@@ -48,6 +48,18 @@ def stored_for(n: int, parts: list) -> list:
     for i, leaf in enumerate(leaves):
         leaves[i] = leaf.for_rows(n) if is_weight(leaf) else leaf
     return jax.tree.unflatten(tree, leaves)
+
+
+def in_dtype(parts: Any, dtype: str | None) -> Any:
+    """Plain parameters, arrays or shapes, as numbers of another floating-point type; with None as they are."""
+    if dtype is None:
+        return parts
+
+    def one(leaf: Any) -> Any:
+        is_shape = isinstance(leaf, jax.ShapeDtypeStruct)
+        return jax.ShapeDtypeStruct(leaf.shape, dtype) if is_shape else leaf.astype(dtype)
+
+    return jax.tree.map(one, parts)
 
 
 def is_weight(node: Any) -> bool:

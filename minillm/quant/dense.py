@@ -1,5 +1,6 @@
 """Dense: a matrix stored as plain floating-point numbers."""
 
+import math
 from typing import Any
 
 import jax
@@ -41,14 +42,16 @@ class Dense:
             raise ValueError(f"Dense: the weight is {matrices}, one matrix for each group, expected a single one")
         if x.shape[-1] != self.shape[0]:
             raise ValueError(f"Dense: x has {x.shape[-1]} columns, but the weight is {list(self.shape)}")
-        contracted = 1 if self.transposed else 0
+        contracted, rows = 1 if self.transposed else 0, x.reshape(-1, x.shape[-1])
+        if len(rows) == 1 and x.dtype.itemsize < 4:  # a lone row of them takes a CPU ten times as long as two
+            rows = jnp.concatenate([rows, jnp.zeros_like(rows)])
         y = jax.lax.dot_general(
-            x.reshape(-1, x.shape[-1]),
+            rows,
             self.array.astype(x.dtype),
             (((1,), (contracted,)), ((), ())),
             preferred_element_type=np.promote_types(x.dtype, np.float32),
         )
-        return y.astype(x.dtype).reshape(*x.shape[:-1], self.shape[1])
+        return y[: math.prod(x.shape[:-1])].astype(x.dtype).reshape(*x.shape[:-1], self.shape[1])
 
     def grouped(self, x: jax.Array, sizes: jax.Array) -> jax.Array:
         """x [rows, in] sorted by group, sizes i32 [e] -> [rows, out], each group's rows by its own matrix."""

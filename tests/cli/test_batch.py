@@ -138,6 +138,45 @@ def test_what_is_there_is_not_overwritten(model, source, tmp_path):
     assert target.read_text() == "mine"
 
 
+def test_a_job_that_is_done_is_not_done_again(model, source, tmp_path):
+    target = tmp_path / "out.jsonl"
+    arguments = ["--input", source, "--output", target, "--max-tokens", "3"]
+    assert generate(model, *arguments).exit_code == 0
+    before = target.stat().st_mtime_ns
+    again = generate(model, *arguments)
+    assert again.exit_code == 0
+    assert f"{len(PROMPTS)} continuations are in {target} already" in again.stderr
+    assert target.stat().st_mtime_ns == before
+    for other in (["--seed", "4"], ["--max-tokens", "4"], ["--chat"]):
+        refused = generate(model, *arguments, *other)
+        assert refused.exit_code == 2
+        assert "is there already" in refused.stderr
+
+
+def test_prompts_come_from_standard_input(model, source, tmp_path):
+    one, other = tmp_path / "one.jsonl", tmp_path / "other.jsonl"
+    options = ["--max-tokens", "3", "--seed", "5"]
+    command = ["generate", "--model", str(model), *options, "--input", "-", "--output", str(one)]
+    assert CliRunner().invoke(main, command, input=source.read_bytes()).exit_code == 0
+    assert generate(model, *options, "--input", source, "--output", other).exit_code == 0
+    assert [json.loads(line)["tokens"] for line in one.read_text().splitlines()] == [
+        json.loads(line)["tokens"] for line in other.read_text().splitlines()
+    ]
+
+
+def test_the_first_lines_that_are_wrong_are_named_together(model, tmp_path):
+    source = tmp_path / "prompts.jsonl"
+    source.write_text('"good"\nno json\n3\n"good"\n{"prompt": "a", "seed": true}\n[]\n[]\n')
+    result = generate(model, "--input", source, "--output", tmp_path / "out.jsonl")
+    assert result.exit_code == 2
+    for words in ("prompts.jsonl, line 2: no JSON", "; line 3: no prompt", "line 5: seed is true", "and 2 more"):
+        assert words in result.stderr
+    source.write_text('"good"\n""\n{"prompt": "a", "temperature": -1}\n""\n')
+    result = generate(model, "--input", source, "--output", tmp_path / "out.jsonl")
+    assert "line 2: the prompt is empty" in result.stderr
+    assert "line 4: the prompt is empty" in result.stderr
+
+
 def test_two_runs_do_not_write_one_file(model, source, tmp_path):
     target = tmp_path / "out.jsonl"
     first = run(model, source, target)
@@ -160,15 +199,15 @@ def test_what_another_job_left_is_not_used(model, source, tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("no json", "line 2 is no JSON"),
-        ("3", "line 2 has no prompt"),
-        ('{"prompt": ["a"]}', "line 2 has no prompt"),
-        ('{"prompt": "a", "colour": 1}', "line 2 has 'colour', expected prompt and frequency_penalty"),
+        ("no json", "line 2: no JSON"),
+        ("3", "line 2: no prompt"),
+        ('{"prompt": ["a"]}', "line 2: no prompt"),
+        ('{"prompt": "a", "colour": 1}', "line 2: 'colour' is no option, expected prompt and frequency_penalty"),
         ('{"prompt": "a", "max_tokens": 0}', "line 2: max_tokens is 0, expected 1 or more"),
         ('{"prompt": "a", "temperature": -1}', "line 2: temperature is -1"),
         ('{"prompt": "a", "stop": 5}', "line 2: a stop string is empty or no string"),
         ('{"prompt": "a", "seed": true}', "line 2: seed is true, expected no true or false"),
-        ("[" * 100_000, "line 2 is no JSON"),
+        ("[" * 100_000, "line 2: no JSON"),
         ('{"prompt": ""}', "line 2: the prompt is empty"),
         ('"' + "a" * 500 + '"', "line 2: the prompt has 500 tokens"),
     ],
@@ -190,6 +229,10 @@ def test_a_bad_line_is_named_before_anything_is_done(model, tmp_path, line, mess
         (["--input", "x", "--output", "y", "hello"], "PROMPT does not go with --input"),
         (["--input", "x", "--output", "y", "--json"], "--json does not go with --input"),
         (["--input", "x", "--output", "y", "--draft", "ngram"], "--draft does not go with --input"),
+        (["--input", "x", "--output", "y", "--logprobs", "1"], "--logprobs does not go with --input"),
+        (["hello", "--batch", "4"], "--batch does not go without --input"),
+        (["hello", "--lossy"], "--lossy lets --cache h2o:N go with other options"),
+        (["--input", "x", "--output", "y", "--lossy", "--cache", "int8"], "--lossy lets --cache h2o:N"),
         (["--input", "nowhere", "--output", "y"], "No such file or directory: nowhere"),
         (["--input", __file__, "--output", "."], "the output is '.', expected the name of a file"),
         (["--input", __file__, "--output", "y", "--seed", "-5"], "seed is -5, expected 0 to 4294967295"),

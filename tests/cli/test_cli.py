@@ -8,8 +8,10 @@ import click.testing
 import files
 import pytest
 
+import minillm
 from minillm.cli import main
 from minillm.cli.terminal import printable
+from minillm.evaluate.logprobs import log_probs
 
 
 @pytest.fixture(scope="module")
@@ -44,14 +46,6 @@ def test_without_a_command_three_doors_open():
     ]
 
 
-def test_help_fits_a_screen_and_has_an_example():
-    for name in ("generate", "pull", "info"):
-        result = run(name, "--help")
-        assert result.exit_code == 0
-        assert len(result.stdout.splitlines()) <= 40
-        assert f"minillm {name}" in result.stdout
-
-
 def test_a_pipe_gets_the_continuation_and_nothing_else(tiny):
     result = generate(tiny, "hello", "--temperature", "0")
     assert result.exit_code == 0
@@ -66,6 +60,27 @@ def test_json_is_one_object_with_the_promised_keys(tiny):
     assert promised | {"decode_tok_s", "compile_s", "seed"} == set(out)
     assert out["prompt_tokens"] == 5
     assert out["seed"] == 1
+
+
+def test_logprobs_are_a_json_object_a_token(tiny):
+    plain = json.loads(generate(tiny, "hello", "--json").stdout)
+    lines = [json.loads(line) for line in generate(tiny, "hello", "--logprobs", "2").stdout.splitlines()]
+    assert [one["id"] for one in lines] == plain["tokens"]
+    assert json.loads(generate(tiny, "hello", "--logprobs", "2", "--json").stdout)["logprobs"] == lines
+    lm = minillm.load(tiny)
+    assert lm.tokenizer
+    ids = lm.prompt_ids("hello")
+    found = log_probs(lm.model, ids, plain["tokens"], 2)
+    for line, one in zip(lines, found, strict=True):
+        assert line.keys() == {"token", "id", "logprob", "top"}
+        assert line["logprob"] == one.logprob
+        assert [(other["id"], other["logprob"]) for other in line["top"]] == one.top
+        assert all(other["token"] == lm.tokenizer.decode([other["id"]]) for other in line["top"])
+
+
+def test_in_half_of_the_bits_a_text_comes_too(tiny):
+    narrow = json.loads(generate(tiny, "hello", "--json", "--dtype", "bfloat16").stdout)
+    assert len(narrow["tokens"]) == 8
 
 
 def test_with_a_drafter_the_text_is_the_same_and_json_says_what_it_did(tiny):
@@ -119,6 +134,12 @@ def test_bad_options_and_prompts_are_refused_in_one_line(tiny, tmp_path):
     assert_refused(generate(tiny, "x" * 500), "500 tokens", "128")
     assert_refused(generate(tiny, "hello", "--temperature", "-1"), "temperature is -1.0")
     assert_refused(generate(tiny, "-", stdin=b"caf\xe9"), "not UTF-8", "byte 3")
+    assert_refused(generate(tiny, stdin=b""), "standard input is empty")
+    assert_refused(generate(tiny, "-", stdin=b"\n"), "standard input is empty")
+    assert_refused(generate(tiny, "hello", "--dtype", "float16"), "dtype is 'float16'", "float32 or bfloat16")
+    assert_refused(generate(tiny, "hello", "--dtype", "bfloat16", "--quant", "q8_0"), "--quant", "--dtype")
+    assert_refused(generate(tiny, "hello", "--logprobs", "2", "--cache", "int8"), "--logprobs", "--cache")
+    assert_refused(generate(tiny, "hello", "--logprobs", "-1"), "--logprobs")
     assert_refused(run("generate", "--model", str(tmp_path / "none.gguf"), "x"), "none.gguf", "neither a file")
     assert_refused(run("generate", "--model", str(tmp_path), "x"), "config.json")
     assert_refused(run("info", "smollm3"), "smollm3", "smollm2-135m")
@@ -145,16 +166,6 @@ def test_a_folder_without_a_template_refuses_to_chat(tiny, monkeypatch):
     monkeypatch.setattr("files.TEMPLATE", "{{ raise_exception('users must not speak') }}")
     path = files.write_gguf(type(tiny)(tiny) + ".refuses.gguf")
     assert_refused(run("generate", "--model", str(path), "--chat", "x"), "users must not speak")
-
-
-def test_info_shows_every_tensor_and_the_memory(tiny):
-    result = run("info", tiny)
-    assert result.exit_code == 0
-    assert "llama, 2 layers" in result.stdout
-    for name in files.hf_tensors():
-        assert files.gguf_name(name) in result.stdout
-    parameters = sum(array.size for array in files.hf_tensors().values())
-    assert f"{parameters:,}" in result.stdout
 
 
 def test_text_for_a_terminal_cannot_steer_it():

@@ -91,13 +91,21 @@ def test_zeros_are_counted(tiny, text, tmp_path):
     assert "50.0% of the numbers in the matrices of its blocks are zero" in result.stdout
 
 
+def test_a_folder_becomes_a_gguf_file_if_that_is_asked_for(tmp_path):
+    result = prune("tiny-draft", "--sparsity", 0.5, "--method", "magnitude", "-o", tmp_path / "out.gguf")
+    assert result.exit_code == 0, result.output
+    one, other = minillm.load("tiny-draft").tokenizer, minillm.load(tmp_path / "out.gguf").tokenizer
+    assert one is not None
+    assert other is not None
+    assert one.encode("a mill</s>") == other.encode("a mill</s>")
+
+
 def test_what_does_not_fit_is_refused_before_anything_is_read(tiny, tmp_path):
     out = tmp_path / "out.gguf"
     assert refused(prune(tiny, "-o", out), "nothing is to go", "--ffn")
     assert refused(prune(tiny, "--sparsity", 0.5, "--recover", 9, "-o", out), "--recover would fill the zeros")
     assert refused(prune(tiny, "--ffn", 0.5, "--method", "wanda", "-o", out), "--method says how --sparsity")
     assert refused(prune(tiny, "--ffn", 0.5, "-o", tmp_path / "out"), "comes as a file", ".gguf")
-    assert refused(prune("tiny-draft", "--ffn", 0.5, "-o", out), "comes as a folder")
     assert refused(prune(tiny, "--ffn", 0.5, "-o", tiny), "is there already")
     assert refused(prune(tiny, "--sparsity", "half", "-o", out), "--sparsity is 'half'")
     assert refused(prune(tiny, "--ffn", 0.5, "--text", tmp_path / "none", "-o", out), "none is no file")

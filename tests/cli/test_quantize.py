@@ -46,6 +46,20 @@ def test_a_gguf_file_becomes_one_with_its_tokenizer(tmp_path):
     assert one.tokenizer.encode("a mill") == other.tokenizer.encode("a mill")
 
 
+def test_a_folder_becomes_a_gguf_file_with_its_tokenizer_and_no_file_a_folder(tmp_path):
+    code, said = run("tiny-draft", "f16", "-o", tmp_path / "small.gguf")
+    assert code == 0, said
+    one, other = minillm.load("tiny-draft"), minillm.load(tmp_path / "small.gguf")
+    assert one.tokenizer is not None
+    assert other.tokenizer is not None
+    text = "a mill</s> and\ntwo  rivers é"
+    assert one.tokenizer.encode(text) == other.tokenizer.encode(text)
+    assert (one.tokenizer.ends, one.config.eos) == (other.tokenizer.ends, other.config.eos)
+    code, said = run(tmp_path / "small.gguf", "f16", "-o", tmp_path / "folder")
+    assert code == 2
+    assert "the model comes as a file; expected a name that ends in .gguf" in " ".join(said.split())
+
+
 def test_a_calibrated_run_that_is_stopped_goes_on_and_leaves_nothing_but_the_model(tmp_path, text, monkeypatch):
     target = tmp_path / "small"
     arguments = ("tiny-draft", "gptq:int4-g32,embed=int8", "--text", text, "-o", target)
@@ -71,7 +85,7 @@ def test_a_calibrated_run_that_is_stopped_goes_on_and_leaves_nothing_but_the_mod
         (("tiny-draft", "int5", "-o", "out"), "recipe is 'int5', expected one of"),
         (("tiny-draft", "int8,dwon=int4", "-o", "out"), "no matrix is called 'dwon', expected one of embed, qkv"),
         (("tiny-draft", "gtpq:int4", "-o", "out"), "method is 'gtpq', expected one of gptq, awq, smooth, imatrix"),
-        (("tiny-draft", "int8", "-o", "out.gguf"), "the model comes as a folder; expected the name of a folder"),
+        (("tiny-draft", "int8", "-o", "out.gguf"), "coded as no type of GGUF files; choose another recipe"),
         (("tiny-draft", "int8", "-o", "."), "is there already"),
         (("tiny-draft", "int8", "--text", "none.txt", "-o", "out"), "none.txt"),
         (("tiny-draft", "int8", "--text", "TEXT", "-o", "out"), "looks at no text, expected METHOD:RECIPE"),

@@ -155,7 +155,6 @@ def test_what_predicts_a_second_token_is_not_read(golden, tmp_path):
 
 
 UNREAD = {
-    "quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]},
     "attention_bias": True,
     "moe_layer_freq": 2,
     "num_key_value_heads": 2,

@@ -45,7 +45,6 @@ def test_a_gpt_oss_may_have_the_fields_of_its_first_release(tmp_path):
     assert config(old) == config(values)
 
 
-MXFP4 = {"quant_method": "mxfp4", "modules_to_not_convert": ["model.layers.*.self_attn", "lm_head"]}
 REFUSED = {
     "num_experts_per_tok is 9, expected at most the number of experts, 5": (
         "mixtral_0",
@@ -71,7 +70,6 @@ REFUSED = {
         {"qk_rope_head_dim": 5, "head_dim": 5, "qk_head_dim": 9},
     ),
     "clip_qkv is 8.0": ("olmoe_0", {"clip_qkv": 8.0}),
-    "quantization_config = ": ("gpt_oss_0", {"quantization_config": MXFP4}),
     "swiglu_alpha is 1.5": ("gpt_oss_0", {"swiglu_alpha": 1.5}),
     "swiglu_limit is 0": ("gpt_oss_0", {"swiglu_limit": 0}),
     "experts_per_token is 3": ("gpt_oss_0", {"experts_per_token": 3}),

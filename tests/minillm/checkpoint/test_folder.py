@@ -135,19 +135,11 @@ FAULTS = {
     "has no config.json": break_file("config.json", None),
     "cannot be read as JSON": break_file("config.json", b"{"),
     "holds a list": break_file("config.json", b"[]"),
+    "'hidden_size' is there twice": break_file("config.json", b'{"hidden_size": 16, "hidden_size": 16}'),
     "cannot be read as JSON: maximum": break_file("config.json", b"[" * 100_000),
     "neither model.safetensors": break_file("model.safetensors", None),
-    "not a whole safetensors file": break_file("model.safetensors", struct.pack("<Q", 2**62) + bytes(99)),
-    "is a path": break_file(INDEX, json.dumps({"weight_map": {"a": "../model.safetensors"}}).encode()),
-    "shard 'gone.safetensors' is missing": break_file(
-        INDEX, json.dumps({"weight_map": {"a": "gone.safetensors"}}).encode()
-    ),
-    "tensor 'a' is not in shard": break_file(
-        INDEX, json.dumps({"weight_map": {"a": "model.safetensors"}}).encode()
-    ),
-    "shard 'xxx.*is missing": break_file(INDEX, json.dumps({"weight_map": {"a": "x" * 300}}).encode()),
+    "header length is 4611686018427387904": break_file("model.safetensors", struct.pack("<Q", 2**62) + bytes(99)),
     r"model_type is (a list|\[\[)": break_file("config.json", b'{"model_type": ' + b"[" * 900 + b"]" * 900 + b"}"),
-    "weight_map is missing": break_file(INDEX, b"{}"),
     "tokenizers library": break_file("tokenizer.json", b"{}"),
 }
 
@@ -162,11 +154,65 @@ def test_broken_files_are_refused_by_name(message, tmp_path):
         checkpoint.tokenizer()
 
 
-def test_pickles_are_never_opened_and_the_reason_is_given(tmp_path):
+LISTED = {
+    r"shard '../model.safetensors' is a path": {"a": "../model.safetensors"},
+    r"shard '/etc/x.safetensors' is a path": {"a": "/etc/x.safetensors"},
+    r"shard 'm/../model.safetensors' is a path": {"a": "m/../model.safetensors"},
+    r"shard '' is no safetensors file": {"a": ""},
+    r"shard '..' is no safetensors file": {"a": ".."},
+    r"shard 'model.safetensors.index.json' is no safetensors file": {"a": INDEX},
+    r"shard 'gone.safetensors' is missing": {"a": "gone.safetensors"},
+    r"shard 'xxx.*is missing": {"a": "x" * 300 + ".safetensors"},
+    r"tensor 'a' is not in shard 'model.safetensors'": {"a": "model.safetensors"},
+    r"weight_map is missing or not a map": {"a": ["model.safetensors"]},
+}
+
+
+@pytest.mark.parametrize("message", LISTED)
+def test_an_index_leads_nowhere_but_to_files_beside_it(message, tmp_path):
     folder = files.write_folder(tmp_path / "m")
-    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    with pytest.raises(UserError, match="pickled"):
+    (folder / INDEX).write_text(json.dumps({"weight_map": LISTED[message]}))
+    with pytest.raises(UserError, match=message) as caught:
         open_checkpoint(folder)
+    assert str(folder / INDEX) in str(caught.value)
+
+
+def test_an_index_that_takes_itself_for_a_shard_is_refused(tmp_path):
+    folder = files.write_folder(tmp_path / "m")
+    index = json.dumps({"weight_map": {"a": "model.safetensors"}})
+    for name in (INDEX, "model.safetensors"):
+        (folder / name).write_text(index)
+    with pytest.raises(UserError, match=r"m/model\.safetensors: header length is"):
+        open_checkpoint(folder)
+
+
+def test_an_index_that_names_a_tensor_twice_is_refused(tmp_path):
+    folder = files.write_folder(tmp_path / "m")
+    (folder / INDEX).write_text('{"weight_map": {"a": "model.safetensors", "a": "model.safetensors"}}')
+    with pytest.raises(UserError, match=r"index\.json: cannot be read as JSON: 'a' is there twice"):
+        open_checkpoint(folder)
+
+
+def test_shards_may_be_links_as_in_the_cache_of_hugging_face(tmp_path):
+    folder = files.write_folder(tmp_path / "m")
+    (folder / "model.safetensors").rename(tmp_path / "blob")
+    (folder / "model.safetensors").symlink_to("../blob")
+    assert "model.norm.weight" in open_checkpoint(folder).source.names()
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "consolidated.00.pth", "model.pt", "epoch=3.ckpt"])
+def test_pickles_are_never_opened_and_how_to_convert_them_is_said(name, tmp_path):
+    folder = files.write_folder(tmp_path / "m")
+    (folder / "model.safetensors").rename(folder / name)
+    for path in (folder, folder / name):
+        with pytest.raises(UserError, match=rf"{name} is a pickle, .* python -c .*save_pretrained.*m-safetensors"):
+            open_checkpoint(path)
+
+
+def test_one_file_of_a_folder_is_refused_by_what_was_expected(tmp_path):
+    folder = files.write_folder(tmp_path / "m")
+    with pytest.raises(UserError, match=r"m/model\.safetensors: is one file of a checkpoint, expected a \.gguf"):
+        open_checkpoint(folder / "model.safetensors")
 
 
 @given(data=st.data())

@@ -158,7 +158,7 @@ CHANGES = {
     "head_count is 'four'": lambda m, t: m.update({"llama.attention.head_count": "four"}),
     "rope.scaling.type is 'dynamic'": lambda m, t: m.update({"llama.rope.scaling.type": "dynamic"}),
     "expert_used_count is missing": lambda m, t: m.update({"llama.expert_count": 8}),
-    "tokenizer.ggml.pre is 'qwen2'": lambda m, t: m.update({"tokenizer.ggml.pre": "qwen2"}),
+    "tokenizer.ggml.pre is 'qwen'": lambda m, t: m.update({"tokenizer.ggml.pre": "qwen"}),
     r"tokenizer.ggml.pre is \['smollm'\]": lambda m, t: m.update({"tokenizer.ggml.pre": ["smollm"]}),
     "vocab_size is missing": lambda m, t: m.update({"tokenizer.ggml.tokens": 7}),
     "tokenizer.ggml.model is 'bert'": lambda m, t: m.update({"tokenizer.ggml.model": "bert"}),
