@@ -285,7 +285,7 @@ MUTANTS = [
         form="encode_ints",
         bug="signed maximum for the largest magnitude",
         file=INTS,
-        old="largest = jnp.max(jnp.abs(groups), axis=-1)",
+        old="largest = largest_of(groups)",
         new="largest = jnp.abs(jnp.max(groups, axis=-1))",
     ),
     Mutant(
@@ -301,7 +301,7 @@ MUTANTS = [
         form="encode_ints",
         bug="a row's scale for every group",
         file=INTS,
-        old="    largest = jnp.max(jnp.abs(groups), axis=-1)",
+        old="    largest = largest_of(groups)",
         new="    largest = jnp.max(jnp.abs(groups), axis=(-2, -1))[..., None] * jnp.ones(groups.shape[:-1])",
     ),
     Mutant(

@@ -3,7 +3,7 @@
 import json
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench import check
@@ -12,6 +12,7 @@ from bench.report import RESULTS, ratio, ratios_in
 SPEEDS = st.lists(st.floats(0.1, 10), min_size=2, max_size=12)
 
 
+@settings(max_examples=20)
 @given(SPEEDS)
 def test_the_median_lies_in_its_interval(speeds):
     found = ratio(speeds)
@@ -21,6 +22,7 @@ def test_the_median_lies_in_its_interval(speeds):
     assert abs(found["median"] - np.median(speeds)) <= 5e-4 + 1e-9
 
 
+@settings(max_examples=20)
 @given(SPEEDS, st.floats(1.01, 3))
 def test_only_a_whole_interval_below_the_old_one_is_worse(speeds, factor):
     before = ratio(speeds)

@@ -30,7 +30,7 @@ def test_a_state_grows_by_the_bytes_a_token_that_info_says(family, tmp_path):
     before, after = (real_bytes(lm.model.init_state(StateSpec(1, length))) for length in (700, 701))
     assert after - before == expected
     said = CliRunner().invoke(main, ["info", str(tmp_path)], catch_exceptions=False).output
-    (more,) = re.findall(r"^memory .*, (\S+) (B|kB) for one more", said, re.MULTILINE)
+    (more,) = re.findall(r"^remembers .*, (\S+) (B|kB) for one more", said, re.MULTILINE)
     unit, rounding = {"B": (1, 0), "kB": (1000, 50)}[more[1]]
     assert float(more[0]) * unit == pytest.approx(expected, abs=rounding)
 
