@@ -48,7 +48,7 @@ class Letters:
         return {self.decode([i]): i for i in range(self.v)}
 
 
-@pytest.fixture(scope="module", params=tiny.quick("llama", "mamba"))
+@pytest.fixture(scope="module", params=["llama", "mamba", pytest.param("mistral", marks=pytest.mark.slow)])
 def lm(request, tmp_path_factory, quick_programs):
     folder = tmp_path_factory.mktemp(request.param)
     tiny.unpacked(f"{request.param}_0", folder)

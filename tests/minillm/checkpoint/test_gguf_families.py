@@ -59,13 +59,10 @@ def drawn(values: dict, form: str) -> tuple[dict, dict]:
 
 
 CASES = [*zip(FAMILIES, itertools.cycle(TYPES), strict=False), *(("llama", form) for form in TYPES)]
-REST = [pair for pair in itertools.product(FAMILIES, TYPES) if pair not in CASES]
 
 
 @pytest.mark.usefixtures("quick_programs")
-@pytest.mark.parametrize(
-    ("kind", "form"), sorted(set(CASES)) + [pytest.param(*pair, marks=pytest.mark.slow) for pair in REST]
-)
+@pytest.mark.parametrize(("kind", "form"), sorted(set(CASES)))
 def test_a_file_gives_the_logits_of_its_decoded_weights(kind, form, tmp_path):
     values = FAMILIES[kind]
     coded, plain = drawn(values, form)
