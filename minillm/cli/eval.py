@@ -139,7 +139,8 @@ def table(result: dict[str, Any], figures: "dict[str, Figure]") -> str:
     """The figures for people."""
     quant = f" as {result['quant']}" if result["quant"] else ""
     against = f" against {result['against']}" if result["against"] else ""
-    counted = ", ".join(f"{result[name]:,} {name}" for name in ("documents", "bytes", "tokens"))
+    counts = {name: result[name] for name in ("documents", "bytes", "tokens")}
+    counted = ", ".join(f"{n:,} {name if n > 1 else name[:-1]}" for name, n in counts.items())
     lines = [
         f"{result['model']}{quant}{against}",
         f"{result['text']}: {counted}; windows of {result['window']}",

@@ -183,7 +183,7 @@ def read_prompt(prompt: str | None, model: str) -> str:
         raise UserError('there is no prompt; give one, as in: minillm generate --model MODEL "Once upon a time"')
     raw = sys.stdin.buffer.read(LARGEST_PROMPT + 1)
     if not raw.removesuffix(b"\n"):
-        raise UserError("standard input is empty, expected a text")
+        raise UserError(f"standard input is empty, expected a text; or give a prompt, as {OPENING!r}")
     if len(raw) > LARGEST_PROMPT:
         raise UserError(f"standard input has more than {LARGEST_PROMPT} bytes, which no model here can read")
     try:

@@ -69,7 +69,9 @@ def list_lessons() -> None:
     for lesson in lessons():
         mine, asked = progress.get(lesson.name, Progress()), exercises(lesson)
         solved, taken = sum(one.name in mine.solved for one in asked), min(mine.steps, len(lesson.steps))
-        words = "read" if taken == len(lesson.steps) else f"step {taken} of {len(lesson.steps)}" if taken else ""
+        words = (
+            "read" if taken == len(lesson.steps) else f"{taken} of {len(lesson.steps)} steps taken" if taken else ""
+        )
         words += f", {solved} of {len(asked)} exercises" if solved else ""
         click.echo(
             f"{lesson.number:>3}  {click.style(lesson.title, bold=True)}"

@@ -71,9 +71,8 @@ class Walk:
             self.console.print(Markdown(step.prose.text), "")
         if step.code:
             text = self.stub(step) if step.code.exercise else step.code.text
-            self.console.print(
-                Syntax(text, "python", theme="ansi_dark", background_color="default", word_wrap=True), ""
-            )
+            colours = Syntax("", "python", theme="ansi_dark", background_color="default")
+            self.console.print(colours.highlight(text), soft_wrap=True)  # long lines are the terminal's to wrap
 
     def stub(self, step: Step) -> str:
         """Of an exercise, what is to be written."""
