@@ -27,7 +27,7 @@ from .work import SHAPES, at_the_ends, bytes_moved, code_of, operations, sizes
 
 BEST, FEW = 10, 5  # of the likeliest tokens: of the model's own, and on the way
 HEADS, WIDTH, HEIGHT = 8, 128, 64  # of a recurrence's state: what is shown of it at most
-CHANNELS = 256  # of a feed-forward layer's
+CHANNELS = 64  # of a feed-forward layer's
 
 
 def write_page(target: Path, text: str) -> None:
