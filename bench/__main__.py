@@ -1,6 +1,6 @@
 """All experiments, one after the other, and what came of them: `python -m bench`.
 
-The short version of each, some two hours on two cores; `--only NAME` runs one or a few of them, `--report` none.
+The short version of each; `--only NAME` runs one or a few of them, `--report` none.
 bench/REPORT.md then shows every ratio in results/ with its spread, and the pictures.
 """
 
@@ -48,7 +48,7 @@ def main(only: tuple[str, ...], only_report: bool) -> None:
 
 def report() -> str:
     """Every result there is, in Markdown."""
-    parts = ["# What was measured", "", (__doc__ or "").strip().splitlines()[0].replace("`", "`"), ""]
+    parts = ["# What was measured", "", (__doc__ or "").splitlines()[0], ""]
     for path in sorted(RESULTS.glob("*.json")):
         parts += section(path.stem, json.loads(path.read_text()))
     return "\n".join(parts)
