@@ -49,6 +49,8 @@ BILLION = {
     "num_hidden_layers": 16,
     "num_attention_heads": 32,
     "num_key_value_heads": 8,
+    "rms_norm_eps": 1e-5,
+    "max_position_embeddings": 4096,
     "tie_word_embeddings": True,
 }
 
