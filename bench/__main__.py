@@ -27,7 +27,14 @@ SHORT: dict[str, list[str]] = {
     "growth": ["--rounds", "3"],
     "pruning": ["--rounds", "6"],
     "divergence": [],
+    "planning": [],
     "quality": ["--documents", "12", "--titles", "12", "--rounds", "3"],
+    "startup": ["--rounds", "3", *PEERS],
+    "dispatch": ["--rounds", "5"],
+    "ops": ["--rounds", "3"],
+    "roofline": ["--rounds", "3"],
+    "success": ["--rounds", "3", "--documents", "12"],
+    "techniques": ["--rounds", "3", "--documents", "6"],  # the last: it takes from others
 }
 
 
@@ -57,7 +64,9 @@ def report() -> str:
 def section(name: str, result: dict[str, Any]) -> list[str]:
     """One result: its ratios, its picture, and where it was found."""
     lines = [f"## {name}", ""]
-    if found := dict(ratios_in(result)):
+    if "table" in result:
+        lines += markdown(result["table"])
+    elif found := dict(ratios_in(result)):
         lines += ["| ratio of speeds | median (95 % of it) |", "|---|---|"]
         lines += [f"| {what} | {spread(one)} |" for what, one in found.items()] + [""]
     if (RESULTS / f"{name}.png").exists():
@@ -66,6 +75,13 @@ def section(name: str, result: dict[str, Any]) -> list[str]:
     where = ", ".join(f"{value} {key}" if key == "cores" else str(value) for key, value in machine.items())
     what = ", ".join(f"{package} {version}" for package, version in versions.items())
     return [*lines, f"[All figures](results/{name}.json). {where}; {what}", ""]
+
+
+def markdown(table: dict[str, Any]) -> list[str]:
+    """A result's own table."""
+    columns, rows = table["columns"], table["rows"]
+    lines = [columns, ["---"] * len(columns), *rows]
+    return [f"| {' | '.join(line)} |" for line in lines] + [""]
 
 
 if __name__ == "__main__":

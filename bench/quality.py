@@ -144,7 +144,7 @@ def show(report: dict[str, Any]) -> None:
     for name, row in sorted(rows.items(), key=lambda one: one[1]["kld_mean"][0]):
         task = [f"{row[k]:.0%}" if k in row else "" for k in ("well_formed", "ingredients_used")]
         fast = row["speed"].get("decode", [float("nan")])[0]
-        worse = np.exp(row["ln_perplexity_delta"][0]) if "ln_perplexity_delta" in row else float("nan")
+        worse = np.exp(row["ln_perplexity_ratio"][0])
         figures = (
             f"{worse:.4f}",
             f"{row['kld_mean'][0]:.5f}",

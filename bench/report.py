@@ -13,6 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from minillm.errors import UserError
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("minillm", "jax", "jaxlib", "flax", "numpy")
@@ -40,6 +44,19 @@ def ratios_in(report: Any, name: str = "") -> Iterator[tuple[str, dict[str, Any]
             yield from ratios_in(value, f"{name}, {key}" if name else key)
 
 
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> dict[str, Any]:
+    """What people read of a result: it stands in it as `table`, and in REPORT.md in place of the ratios."""
+    return {"columns": list(columns), "rows": [list(row) for row in rows]}
+
+
+def show_table(found: dict[str, Any], width: int = 140) -> None:
+    """Print a result's table."""
+    shown = Table(*found["columns"])
+    for row in found["rows"]:
+        shown.add_row(*row)
+    Console(width=width).print(shown)
+
+
 def where_and_what(*peers: str) -> dict[str, Any]:
     """The machine, and the versions of what was measured on it."""
     versions = {"python": platform.python_version()} | {name: version(name) for name in (*PACKAGES, *peers)}
@@ -62,6 +79,14 @@ def write(name: str, report: dict[str, Any]) -> None:
     draft = RESULTS / f"{name}.tmp"
     draft.write_text(json.dumps(report, indent=2) + "\n")
     draft.replace(RESULTS / f"{name}.json")
+
+
+def read(name: str) -> dict[str, Any]:
+    """The result of another experiment; UserError says how to get one that is not there."""
+    path = RESULTS / f"{name}.json"
+    if not path.exists():
+        raise UserError(f"{path} is not there; run: python -m bench --only {name.partition('-')[0]}")
+    return json.loads(path.read_text())
 
 
 def pyplot() -> Any:

@@ -14,9 +14,11 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from .checkpoint.download import lock
 from .config import shown
 from .engine import Engine
 from .errors import UserError
+from .folders import whole
 from .request import Request
 from .sampling import is_count, new_sampler, require
 
@@ -127,20 +129,17 @@ class Job:
         """
         if self.target.exists() and not self.part.exists():
             raise self.already_there()
-        with open(self.part, "a+b") as file:
-            lock(file, self.part)
+        with naming(self.part), open(self.part, "a+b") as file:
+            lock(file, f"{self.part} is being written by another run; wait for it, or name another output")
             file.seek(0)
-            whole, cut, _ = file.read().rpartition(b"\n")  # the last line may have been cut off
-            file.truncate(len(whole) + len(cut))
+            lines, cut, _ = file.read().rpartition(b"\n")  # the last may have been cut off
+            file.truncate(len(lines) + len(cut))
             file.seek(0, os.SEEK_END)
-            seed, results = self.understood(whole.split(b"\n")) if cut else (self.seed, [])
+            seed, results = self.understood(lines.split(b"\n")) if cut else (self.seed, [])
             if self.target.exists() and len(results) < len(self.lines):  # else it was killed at the very end
                 raise self.already_there()
             try:
                 yield file, secrets.randbits(32) if seed is None else seed, {one["line"]: one for one in results}
-            except OSError as error:
-                error.filename = error.filename or str(self.part)  # a disk that is full does not say where
-                raise
             finally:
                 if not file.tell():  # nothing was done
                     self.part.unlink(missing_ok=True)
@@ -164,13 +163,21 @@ class Job:
 
     def finish(self, results: list[dict[str, Any]]) -> None:
         """Put the results in order where the output belongs, in one go."""
-        draft = self.target.with_name(self.target.name + ".tmp")
-        with open(draft, "wb") as file:
+        with whole(self.target) as draft, open(draft, "wb") as file:
             for one in results:
                 said = {name: value for name, value in one.items() if name != "line"}
                 file.write(as_line(said | {"job": self.job}))
-        os.replace(draft, self.target)
         self.part.unlink(missing_ok=True)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Have an OSError say where it happened: a disk that is full does not."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 def read(source: Path) -> bytes:
@@ -221,15 +228,3 @@ def result(line: int, request: Request, seed: int) -> dict[str, Any]:
         "finish_reason": out.finish_reason,
         "seed": seed,
     }
-
-
-def lock(file: Any, path: Path) -> None:
-    """Have the file alone; UserError if another process has it. Where the system has no such locks, nothing."""
-    try:
-        import fcntl
-    except ImportError:
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        raise UserError(f"{path} is being written by another run; wait for it, or name another output") from None

@@ -39,8 +39,7 @@ def render_chat(
     asked = {"template": template, "messages": checked(messages), "bos": bos, "eos": eos, "controls": [*controls]}
     answer = renderer.ask(asked | {"seconds": SECONDS})
     if "error" in answer:
-        reason = " ".join(answer["error"].split())[:200]
-        raise UserError(f"the checkpoint's chat template failed: {reason}")
+        raise UserError(f"the checkpoint's chat template failed: {in_a_line(answer['error'])}")
     return answer["parts"]
 
 
@@ -55,6 +54,11 @@ def checked(messages: Sequence[Message]) -> list[Message]:
         if not isinstance(message["content"], str):
             raise UserError(f"{where}: content is a {type(message['content']).__name__}, expected a string")
     return [*messages]
+
+
+def in_a_line(complaint: str) -> str:
+    """What a library has to say, however long and whatever of a file is in it."""
+    return "".join(sign for sign in " ".join(complaint.split()) if sign.isprintable())[:200]
 
 
 class Renderer:

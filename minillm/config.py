@@ -127,7 +127,7 @@ class Fields:
         self.read.add(key)
         value = self.values.get(key)
         if value is not None and value not in allowed:
-            expected = " or ".join(repr(one) for one in allowed)
+            expected = " or ".join(map(shown, allowed))
             raise UserError(f"{self.where}: {key} is {shown(value)}, which is not supported; expected {expected}")
 
     def group(self, key: str) -> "Fields":

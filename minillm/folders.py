@@ -1,6 +1,12 @@
-"""Where things are kept: models that come with the package or were pulled, programs that were compiled."""
+"""Where things are kept: models that come with the package or were pulled, programs that were compiled.
+
+And how they are put there: whole, or not at all.
+"""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from errno import EISDIR
 from pathlib import Path
 
 from .errors import UserError
@@ -31,3 +37,22 @@ def bundled_models() -> dict[str, Path]:
 def program_folder() -> Path:
     """Compiled programs."""
     return cache_folder() / "xla"
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A name to write a file under, which becomes `path` when that is done. If it fails, nothing is left.
+
+    An OSError names the path.
+    """
+    if not path.name:
+        raise IsADirectoryError(EISDIR, "Is a directory", str(path))
+    draft = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        yield draft
+        os.replace(draft, path)
+    except BaseException as error:
+        draft.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            error.filename = str(path)
+        raise

@@ -3,6 +3,7 @@
 import operator
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ from .folders import bundled_models
 from .generate import Plan, bucket
 from .model import Model
 from .output import Output
+from .parallel import Spread, spread
 from .quant import Dense, by_place, in_dtype, is_weight, stored_for
 from .quant.quantised import Change, Progress
 from .sampling import is_count, new_sampler, require
@@ -33,6 +35,8 @@ from .tokenizer import Tokenizer
 from .xla import in_background, keep_programs
 
 if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
     from .speculative import Drafter
 
 SEVERAL = 8  # tokens that a pass over a draft takes in, about
@@ -48,12 +52,12 @@ class LM:
     `shapes` is the model with shapes in their place.
     """
 
-    def __init__(self, config: Config, tokenizer: Tokenizer | None, shapes: Model, weights: Future[Model]):
+    def __init__(self, config: Config, tokenizer: Tokenizer | None, shapes: Any, weights: Future[Any]):
         self.config, self.tokenizer, self.shapes, self.weights = config, tokenizer, shapes, weights
 
     @property
-    def model(self) -> Model:
-        """The model with its weights."""
+    def model(self) -> Any:
+        """The `Model` with its weights, or a `Spread` on a mesh."""
         return self.weights.result()
 
     @property
@@ -67,8 +71,13 @@ class LM:
         return {*self.config.eos, *(self.tokenizer.ends if self.tokenizer else ())}
 
     def store_for(self, rows: int) -> None:
-        """Have the matrices stored as steps of so many tokens want them; it is done in the background."""
+        """Have the matrices stored as steps of so many tokens want them; it is done in the background.
+
+        On a mesh they stay as they are.
+        """
         shapes: Any = self.shapes
+        if isinstance(shapes, Spread):
+            return
         blocks, head = stored_for(rows, [shapes.blocks, shapes.head])
         before, after = (jax.tree.leaves(parts) for parts in ((shapes.blocks, shapes.head), (blocks, head)))
         if all(one is other for one, other in zip(before, after, strict=True)):
@@ -95,6 +104,8 @@ class LM:
         """
         from .compress.quantise import quantise
 
+        if isinstance(self.shapes, Spread):
+            raise UserError("the model lies on a mesh, where matrices are in pieces; quantise it without one")
         if self.dtype != "float32":
             raise UserError(f"the weights are {self.dtype}, expected float32 to make few bits of; leave dtype out")
         folder = None if folder is None else Path(folder)
@@ -192,8 +203,9 @@ class LM:
         if cache is None:
             return PLAIN
         spec, long = spec_named(cache), self.config.context
+        shapes = self.shapes.share if isinstance(self.shapes, Spread) else self.shapes
         require(lossy or spec.kind != "h2o", "cache", cache, LOSSY)
-        require(states_differ(self.shapes, spec.for_at_most(long), PLAIN, long), "cache", cache, NO_KEYS)
+        require(states_differ(shapes, spec.for_at_most(long), PLAIN, long), "cache", cache, NO_KEYS)
         return spec
 
     def longest(self, memory: StateSpec) -> int:
@@ -280,6 +292,7 @@ def load(
     context: int | None = None,
     dtype: str = "float32",
     arch: Arch | None = None,
+    mesh: "Mesh | None" = None,
     progress: Progress = lambda *_: None,
 ) -> LM:
     """Open a model: a name (`minillm list`), a `.gguf` file, or a folder with config.json and safetensors.
@@ -287,29 +300,36 @@ def load(
     context limits how long a sequence may get (models with two sets of rotary factors choose by it); dtype is what
     plain weights, what is computed from them, and keys and values are kept in: float32, or bfloat16 in half of the
     memory (products are summed in float32 all the same); arch is a module like those in `minillm/archs`, for a
-    family that is not among them; progress is told from another thread how many bytes of the weights have been
-    read, and of how many. UserError if the files are not whole or not supported. Returns while the weights are
-    still being read.
+    family that is not among them; mesh, one of `parallel.new_mesh`, spreads the model over its devices, and a
+    process reads no more than its own devices hold; progress is told from another thread how many bytes of the
+    weights have been read, and of how many. UserError if the files are not whole or not supported. Returns while
+    the weights are still being read.
     """
     keep_programs()
     if context is not None:
         require(is_count(context), "context", context, "1 or more")
     checkpoint = open_checkpoint(find_model(model), context, arch)
     shapes, tokenizer = checkpoint.shapes(), checkpoint.tokenizer()
-    if dtype == "float32":
+    if dtype == "float32" and mesh is None:
         return LM(checkpoint.config, tokenizer, shapes, in_background(checkpoint.model, progress))
-    require(dtype == "bfloat16", "dtype", dtype, "float32 or bfloat16")
+    require(dtype in ("float32", "bfloat16"), "dtype", dtype, "float32 or bfloat16")
     coded = [place for place, leaf in by_place(shapes)[0] if is_weight(leaf) and not isinstance(leaf, Dense)]
     if coded or not isinstance(checkpoint, Checkpoint):
-        raise UserError(f"{checkpoint.source.where}: is in few bits already; leave dtype out")
+        option = "dtype" if mesh is None else "mesh"
+        raise UserError(f"{checkpoint.source.where}: is in few bits already; leave {option} out")
+    if mesh is not None:
+        shapes = spread(checkpoint.config, mesh, lambda *asked, init: in_dtype(stacked(asked[2:]), dtype))
+        return LM(checkpoint.config, tokenizer, shapes, in_background(checkpoint.on_mesh, mesh, progress, dtype))
     weights = in_background(checkpoint.model, progress, dtype)
     return LM(checkpoint.config, tokenizer, in_dtype(shapes, dtype), weights)
 
 
-def init(config: Config | Mapping[str, Any], seed: int = 0, *, arch: Arch | None = None) -> LM:
+def init(
+    config: Config | Mapping[str, Any], seed: int = 0, *, arch: Arch | None = None, mesh: "Mesh | None" = None
+) -> LM:
     """A model of random weights, without a tokenizer, from a Config or the entries of a config.json.
 
-    arch is as in `load`.
+    arch and mesh are as in `load`.
     UserError if the entries are not understood. The same seed gives the same weights with the same NumPy.
     """
     keep_programs()
@@ -321,9 +341,10 @@ def init(config: Config | Mapping[str, Any], seed: int = 0, *, arch: Arch | None
         arch = arch or find_hf(config.get("model_type"), "config: model_type")
         config = arch.config_from_hf(Fields(config, "config"))
     rng = np.random.default_rng(seed)
-    shapes = Model.build(config, lambda name, layer, *shapes, init: stacked(shapes))
-    model = Model.build(config, lambda name, layer, *shapes, init: jnp.asarray(init(rng, stacked(shapes).shape)))
-    weights: Future[Model] = Future()
+    build, asarray = (Model.build, jnp.asarray) if mesh is None else (partial(spread, mesh=mesh), np.asarray)
+    shapes = build(config, get=lambda name, layer, *shapes, init: stacked(shapes))
+    model = build(config, get=lambda name, layer, *shapes, init: asarray(init(rng, stacked(shapes).shape)))
+    weights: Future[Any] = Future()
     weights.set_result(model)
     return LM(config, None, shapes, weights)
 
@@ -354,4 +375,6 @@ def find_model(model: str | Path) -> Path:
         return hub.cached(str(model))
     known = ", ".join([*bundled, *MODELS])
     name = repr(str(model)) if len(str(model)) < 500 else shown(str(model))
-    raise UserError(f"model {name} is neither a file, a folder nor a known name; names: {known}")
+    raise UserError(
+        f"model {name} is neither a file, a folder nor a known name; names: {known}{hub.hint(str(model))}"
+    )

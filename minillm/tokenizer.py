@@ -1,16 +1,16 @@
 """Tokenizer: text to token ids and back, with the `tokenizers` or the `sentencepiece` library doing the work."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import groupby
 from threading import Lock
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import tokenizers
 
-from .chat import Message, render_chat
+from .chat import Message, in_a_line, render_chat
 from .errors import UserError
 
 if TYPE_CHECKING:
@@ -19,10 +19,32 @@ if TYPE_CHECKING:
 # Control tokens that end a text or a turn, whether or not a checkpoint says so in its metadata.
 END_TOKENS = ("<|endoftext|>", "<|im_end|>", "<|end_of_text|>", "<|eot_id|>", "<end_of_turn>", "</s>")
 
+# What looks like a control token, and so is one: many files have those of turns among the words that users added,
+# and then any message could write them. llama.cpp does the same for tokens that end a turn.
+MARK = re.compile(r"<[|｜].+[|｜]>|<(start|end)_of_turn>|</?s>", re.DOTALL)
+
 # Byte-level vocabularies spell bytes as letters: those that print as themselves, the others as letters from 256 on.
 PRINTING = [*range(33, 127), *range(161, 173), *range(174, 256)]
 OTHERS = [byte for byte in range(256) if byte not in PRINTING]
 LETTERS = {chr(byte): byte for byte in PRINTING} | {chr(256 + i): byte for i, byte in enumerate(OTHERS)}
+
+Result = TypeVar("Result")
+FAILED = "the checkpoint's tokenizer failed"
+
+
+def is_mark(token: str) -> bool:
+    """Whether a token can only be a control token, by its name."""
+    return MARK.fullmatch(token) is not None
+
+
+def asked(call: Callable[[], Result], complaint: str) -> Result:
+    """What the `tokenizers` library answers; UserError with a complaint if it cannot."""
+    try:
+        return call()
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # the library raises nothing narrower, and a panic of its own is no Exception
+        raise UserError(f"{complaint}: {in_a_line(str(error))}") from None
 
 
 @dataclass(frozen=True)
@@ -46,11 +68,11 @@ class Bytes:
         """Ids of text; control tokens in it are recognised as such, and others added around it, or not."""
         with self.lock:  # the setting belongs to the library's object, not to the call
             self.library.encode_special_tokens = not recognise
-            return self.library.encode(text, add_special_tokens=affixes).ids
+            return asked(lambda: self.library.encode(text, add_special_tokens=affixes).ids, FAILED)
 
     def decode(self, ids: list[int]) -> str:
         """The text, control tokens spelled out."""
-        return self.library.decode(ids, skip_special_tokens=False)
+        return asked(lambda: self.library.decode(ids, skip_special_tokens=False), FAILED)
 
     def vocabulary(self) -> dict[str, int]:
         """The ids of all tokens, by name."""

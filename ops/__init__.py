@@ -42,6 +42,7 @@ from .attention.naive import naive_attention
 from .attention.paged import gathered_paged_attention, paged_attention
 from .attention.paged_ref import paged_attention_ref
 from .attention.ref import attention_ref
+from .attention.ring import merge_across, ring_attention
 from .attention.split import merge_attention, split_attention
 from .cross_entropy import blocked_cross_entropy, cross_entropy, cross_entropy_ref
 from .formats.blocks import decode_blocks, encode_blocks
@@ -198,6 +199,7 @@ __all__ = [
     "keep_top_p_ref",
     "layer_norm",
     "layer_norm_ref",
+    "merge_across",
     "merge_attention",
     "mla_attention_ref",
     "moe_capacity",
@@ -225,6 +227,7 @@ __all__ = [
     "recurrent_ssd",
     "relu2",
     "relu2_ref",
+    "ring_attention",
     "rms_norm",
     "rms_norm_ref",
     "rope_frequencies",

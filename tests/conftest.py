@@ -38,13 +38,13 @@ def quick_programs():
     """Compile the library's programs unoptimised, three times as fast; oracle and slow tests run what users run."""
     from agreement import QUICK
 
-    from minillm import generate, laws, lm, runner
+    from minillm import generate, laws, lm, runner, session
     from minillm.speculative import decode, draft_model
 
     state: dict = {"donate_argnames": "state"}
     both: dict = {"donate_argnames": ("state", "history")}
     programs = [(laws, "advance", state), (laws, "read_whole", {}), (lm, "score", {})]
-    programs += [(generate, "advance", both), (runner, "read", both)]
+    programs += [(generate, "advance", both), (session, "advance", both), (runner, "read", both)]
     programs += [(runner, "verify", both), (decode, "verify", both)]
     programs += [(draft_model, "read_and_guess", {**state, "static_argnames": ("most", "branches")})]
     with pytest.MonkeyPatch.context() as patch:

@@ -10,6 +10,7 @@ from minillm.config import Fields
 from minillm.model import Model
 
 V, D = 64, 256
+EPS = 2**-17  # about 1e-5, and the same in float32: so a model from either kind of file is one program
 TURNS = {"rope_type": "default", "rope_theta": 5000.0}
 SIZES = {
     "vocab_size": V,
@@ -19,7 +20,7 @@ SIZES = {
     "num_attention_heads": 8,
     "num_key_value_heads": 4,
     "max_position_embeddings": 64,
-    "rms_norm_eps": 1e-5,
+    "rms_norm_eps": EPS,
     "rope_parameters": TURNS,
     "tie_word_embeddings": False,
 }
@@ -30,7 +31,7 @@ GEMMA = {key: value for key, value in TIED.items() if key != "rope_parameters"}
 GEMMA3 = {"full_attention": TURNS, "sliding_attention": TURNS | {"rope_theta": 100.0}}
 LOCAL_EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2}
-RECURRENT = {"vocab_size": V, "hidden_size": D, "num_hidden_layers": 2, "layer_norm_epsilon": 1e-5}
+RECURRENT = {"vocab_size": V, "hidden_size": D, "num_hidden_layers": 2, "layer_norm_epsilon": EPS}
 MAMBA = RECURRENT | {"state_size": 16}
 DEEPSEEK = NARROW | {
     "q_lora_rank": D,
@@ -51,7 +52,7 @@ DEEPSEEK = {key: value for key, value in DEEPSEEK.items() if key != "head_dim"}
 FAMILIES = {
     "deepseek_v2": DEEPSEEK,
     "deepseek_v3": DEEPSEEK | {"n_group": 4, "topk_group": 2},
-    "falcon_mamba": MAMBA | {"mixer_rms_eps": 1e-5},
+    "falcon_mamba": MAMBA | {"mixer_rms_eps": EPS},
     "gemma": GEMMA,
     "gemma2": GEMMA | {"query_pre_attn_scalar": 64, "sliding_window": 10},
     "gemma3_text": GEMMA | {"query_pre_attn_scalar": 64, "sliding_window": 10, "rope_parameters": GEMMA3},
@@ -61,7 +62,7 @@ FAMILIES = {
         "n_head": 4,
         "n_layer": 2,
         "n_positions": 64,
-        "layer_norm_epsilon": 1e-5,
+        "layer_norm_epsilon": EPS,
     },
     "gpt_oss": NARROW | LOCAL_EXPERTS | {"sliding_window": 10},
     "jamba": {key: value for key, value in NARROW.items() if key not in ("head_dim", "rope_parameters")}

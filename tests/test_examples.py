@@ -15,9 +15,10 @@ import pytest
 from click.testing import CliRunner
 
 from minillm.cli import main
+from minillm.folders import bundled_models
 
 LINES = examples.everywhere()
-WIDTH, HEIGHT = 80, 40  # a terminal that nobody made wider, and half of a screen of today
+WIDTH, HEIGHT = 80, 24  # a terminal that nobody made larger
 QUICK = {"completion", "list", "pull", "tokenize", "tutorial"}
 # What would take minutes is given less to do by these options, which go before the same in the example.
 LESS = {"generate": ["--max-tokens", "8"], "trace": ["--max-tokens", "2"], "validate": ["--quick"]}
@@ -82,6 +83,7 @@ def folder(tmp_path, monkeypatch):
         "held-out.jsonl": '{"text": "Recipe: Tomato Soup"}\n' * 3,
         "book.txt": prose,
         "notes.txt": prose,
+        "config.json": (bundled_models()["tiny-transformer"] / "config.json").read_text(),
     }.items():
         (tmp_path / name).write_text(content)
     (tmp_path / "flash").chmod(0o755)

@@ -20,6 +20,8 @@ from jax.sharding import AbstractMesh, AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import minillm
+from minillm.compile import topology
+from minillm.compile.devices import DEVICES
 from minillm.lessons import expect, picture
 from minillm.lm import score
 from minillm.ops import naive_attention, swiglu
@@ -40,6 +42,7 @@ rng = np.random.default_rng(0)
 # compiler. We draw where the parts of a matrix go, for four specs.
 
 # %%
+jax.config.update("jax_platforms", "cpu")  # whatever else this computer has
 jax.config.update("jax_num_cpu_devices", 8)
 lm = minillm.load("tiny-transformer")
 mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
@@ -334,6 +337,72 @@ assert not kinds["data parallel"]
 assert kinds["tensor parallel"]["all-reduce"] == 2 * layers + 1
 assert kinds["sharded weights"]["all-gather"] >= 4 * layers
 assert max(held["tensor parallel"], held["sharded weights"]) < held["data parallel"] / 7
+
+# %% [markdown]
+# ## On a real accelerator's compiler
+#
+# Pretend devices show what is sent, not what a TPU would make of the program. Its compiler can tell without a TPU:
+# it comes in a package, `pip install 'minillm[aot-tpu]'`, and writes machine code for chips that are described to
+# it. What it gives cannot run here. But all that a compiler knows can be read off: whether the memory suffices, what
+# is sent, what lies where. (`minillm compile` asks it about whole models.)
+#
+# We take the layer from above at the size of a large model, for 16 tokens in bfloat16, and give the compiler shapes
+# that say on which of eight TPU v5e they lie. One thing to beware of: if a shape says nothing, JAX compiles for the
+# CPU without a word, so `topology.compiled` looks for whom it was. Without the package we read what the compiler
+# wrote elsewhere, from the same program: the last lines, shortened by what is only for the scheduler.
+
+# %%
+WRITTEN_ELSEWHERE = """
+  %param.4 = bf16[16,4096]{1,0:T(8,128)(2,1)} parameter(0), sharding={replicated}
+  %copy-start.2 = (bf16[16,4096]{1,0:T(8,128)(2,1)S(1)}, bf16[16,4096]{1,0:T(8,128)(2,1)}, u32[]) copy-start(%param.4)
+  %param.6 = bf16[4096,2048]{1,0:T(8,128)(2,1)} parameter(2), sharding={devices=[1,8]<=[8]}
+  %copy-start.1 = (bf16[4096,2048]{1,0:T(8,128)(2,1)S(1)}, bf16[4096,2048]{1,0:T(8,128)(2,1)}, u32[]) copy-start(%param.6)
+  %param.5 = bf16[4096,2048]{1,0:T(8,128)(2,1)} parameter(1), sharding={devices=[1,8]<=[8]}
+  %fusion.11 = bf16[16,2048]{1,0:T(8,128)(2,1)S(1)} fusion(%param.4, %param.5), kind=kOutput
+  %copy-done = bf16[2048,4096]{1,0:T(8,128)(2,1)S(1)} copy-done(%copy-start)
+  %copy-done.2 = bf16[16,4096]{1,0:T(8,128)(2,1)S(1)} copy-done(%copy-start.2)
+  %copy-done.1 = bf16[4096,2048]{1,0:T(8,128)(2,1)S(1)} copy-done(%copy-start.1)
+  %fusion.5 = bf16[16,4096]{1,0:T(8,128)(2,1)S(1)} fusion(%copy-done, %fusion.11, %copy-done.2, %copy-done.1), kind=kOutput
+  ROOT %psum.7 = bf16[16,4096]{1,0:T(8,128)(2,1)} all-reduce(%fusion.5), replica_groups={{0,1,2,3,4,5,6,7}}
+"""  # noqa: E501
+
+
+def compiled_for_tpus(d: int, f: int) -> str:
+    """The HLO of the tensor parallel layer on eight TPU v5e."""
+    tpus = jax.make_mesh((8,), ("model",), axis_types=(AxisType.Auto,), devices=topology.devices("tpu-v5e", 8))
+    specs = P(), P(None, "model"), P(None, "model"), P("model", None)
+    shapes = (16, d), (d, f), (d, f), (f, d)
+    arguments = [
+        jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=NamedSharding(tpus, spec))
+        for shape, spec in zip(shapes, specs, strict=True)
+    ]
+
+    def layer(x, gate, up, down):
+        return jax.lax.psum(swiglu(x @ gate, x @ up) @ down, "model")
+
+    program = jax.jit(jax.shard_map(layer, mesh=tpus, in_specs=specs, out_specs=P()))
+    return topology.compiled(program.lower(*arguments), "tpu").as_text()
+
+
+here = topology.can_compile(DEVICES["tpu-v5e"])
+hlo = compiled_for_tpus(4096, 16384) if here else WRITTEN_ELSEWHERE
+print("compiled here:" if here else "compiled elsewhere:")
+for line in hlo.strip().splitlines()[-12:]:
+    print(line.strip()[:150])
+
+# %% [markdown]
+# Read it from the bottom. One all-reduce, as we planned. Each device holds 2,048 columns of `gate` and `up`.
+# `T(8,128)` is how a TPU lays an array out, in tiles of 8 x 128 numbers, and `(2,1)` packs two rows of bfloat16
+# into one of 32 bits: sizes that are no multiple of these are padded. `S(1)` is the small memory on the chip. So
+# `copy-start` and `copy-done` fetch matrices from the large memory while the first product still runs, and what
+# `swiglu` makes never goes back there.
+
+# %%
+sent = Counter(kind for _, kind in COLLECTIVE.findall(hlo))
+assert sent == {"all-reduce": 1}
+assert "bf16[4096,2048]" in hlo
+assert "T(8,128)" in hlo
+assert "S(1)" in hlo
 
 # %% [markdown] exercise
 # ## Exercises

@@ -57,5 +57,8 @@ def mamba2_from_hf(fields: Fields) -> Mamba2Spec:
 
 
 def config_from_gguf(fields: Fields, source: Source) -> Config:
-    """UserError: llama.cpp has Bamba as one of the Granite models."""
-    raise UserError(f"{fields.where}: Bamba is read from Hugging Face folders only")
+    """UserError: the files put query and key rows in pairs of whole heads, of which half the channels turn."""
+    raise UserError(
+        f"{fields.where}: Bamba's files, which llama.cpp calls granitehybrid, are not read; expected its Hugging "
+        "Face folder"
+    )

@@ -183,8 +183,9 @@ class ByPart(Changed):
 
     def read(self, view: View, index: Index = ()) -> np.ndarray:
         index = (*index, *[slice(None)] * (self.axis + 1 - len(index)))
-        rows = self.order(view)[index[self.axis]]
-        first, last = rows.min(initial=len(rows)), rows.max(initial=-1) + 1
+        order = self.order(view)
+        rows = order[index[self.axis]]
+        first, last = rows.min(initial=len(order)), rows.max(initial=-1) + 1
         x = self.entry.read(view, (*index[: self.axis], slice(first, last), *index[self.axis + 1 :]))
         return np.take(x, rows - first, axis=self.axis)
 

@@ -2,18 +2,18 @@
 
 import json
 from array import array
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models
 
 from ..config import shown
 from ..errors import UserError
-from ..tokenizer import Bytes
+from ..tokenizer import Bytes, asked, is_mark
 from .pieces import CONTROL, NORMAL, UNUSED, USER_DEFINED
-from .pre_tokenizers import Cut, name_of
+from .pre_tokenizers import Cut, growth, name_of
 
-Result = TypeVar("Result")
+LONGEST = 1000  # times a text: a step can double it, and forty of them fill any memory
 
 # What a model of byte pairs is beside its vocabulary, its merges and whether whole pieces stay so.
 PLAIN = {
@@ -27,21 +27,19 @@ PLAIN = {
 }
 
 
-def asked(call: Callable[[], Result], complaint: str) -> Result:
-    """What the library answers; UserError with a complaint if it cannot."""
-    try:
-        return call()
-    except (KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException as error:  # the library raises nothing narrower, and a panic of its own is no Exception
-        raise UserError(f"{complaint}: {error}") from None
-
-
 def bytes_from_json(text: str, where: str) -> Bytes:
     """What the text of a tokenizer.json describes."""
-    library = asked(lambda: Tokenizer.from_str(text), f"{where}: not a tokenizer the tokenizers library can read")
+    complaint = f"{where}: not a tokenizer the tokenizers library can read"
+    library = asked(lambda: Tokenizer.from_str(text), complaint)
+    if growth(library) > LONGEST:
+        raise UserError(f"{where}: its steps can make a text over {LONGEST} times as long, expected fewer of them")
     library.no_padding()
     library.no_truncation()
+    asked(lambda: library.encode(""), complaint)
+    marks = [one for one in library.get_added_tokens_decoder().values() if is_mark(one.content) and not one.special]
+    for mark in marks:
+        mark.special = True
+    library.add_special_tokens(marks)
     return Bytes(library)
 
 

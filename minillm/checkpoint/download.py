@@ -23,27 +23,32 @@ BROKEN = (URLError, http.client.HTTPException, ConnectionError, TimeoutError)
 
 
 @contextmanager
-def alone(path: Path) -> Iterator[IO[bytes]]:
-    """The file at `path`, made if it is not there, to append to; waits while another process has it.
-
-    Where the system has no such locks, it does not wait.
-    """
+def alone(path: Path, busy: str | None = None) -> Iterator[IO[bytes]]:
+    """The file at `path`, made if it is not there, to append to, once it is locked."""
     while True:
         with open(path, "ab") as file:
-            lock(file)
+            lock(file, busy)
             if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
                 yield file
                 return
         # whoever had it has taken it away meanwhile
 
 
-def lock(file: IO[bytes]) -> None:
-    """Wait until no other process has the file; closing it lets the next one in."""
+def lock(file: IO[bytes], busy: str | None = None) -> None:
+    """Have the file until it is closed. While another process has it, wait, or say in a UserError that it is busy.
+
+    Nothing is locked where the system, or the file system, has no such locks.
+    """
     try:
         import fcntl
     except ImportError:
         return
-    fcntl.flock(file, fcntl.LOCK_EX)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if busy else 0))
+    except BlockingIOError:
+        raise UserError(busy or "") from None
+    except OSError:
+        return
 
 
 def fetch(url: str, part: IO[bytes], progress: Progress) -> None:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import ml_dtypes
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from ..archs import Arch, find_hf
@@ -76,8 +77,10 @@ def write_files(folder: Path, tensors: Mapping[str, np.ndarray], files: Mapping[
         for path in (draft, *draft.iterdir()):  # mkdtemp and safetensors leave them to their owner alone
             path.chmod(0o755 if path.is_dir() else 0o644)
         os.rename(draft, folder)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(draft, ignore_errors=True)
+        if isinstance(error, (OSError, SafetensorError)):
+            raise UserError(f"{folder}: cannot be written: {error}") from None
         raise
 
 

@@ -44,13 +44,13 @@ class GGUF:
 
     def read(self, name: str, index: Index = ()) -> np.ndarray:
         shape, kind, data, offset, nbytes = self._record(name)
-        row_bytes = nbytes // shape[0]
-        if len(shape) == 1:
-            stored = np.frombuffer(data, np.uint8, nbytes, offset)
-            return decode(stored.reshape(-1, kind.size), kind).reshape(shape)[index]
-        rows, rest = row_range((*index, slice(None))[0], shape[0]), index[1:]
-        stored = np.frombuffer(data, np.uint8, len(rows) * row_bytes, offset + rows.start * row_bytes)
-        return decode(stored.reshape(-1, kind.size), kind).reshape(len(rows), *shape[1:])[(slice(None), *rest)]
+        *rows, last = (*index, *[slice(None)] * (len(shape) - len(index)))
+        columns = row_range(last, shape[-1])
+        first, end = columns.start // kind.values, -(-columns.stop // kind.values)  # whole blocks that cover them
+        stored = np.frombuffer(data, np.uint8, nbytes, offset).reshape(*shape[:-1], -1, kind.size)
+        some = stored[(*rows, slice(first, end))]
+        numbers = decode(some.reshape(-1, kind.size), kind).reshape(*some.shape[:-2], (end - first) * kind.values)
+        return numbers[..., columns.start - first * kind.values : columns.stop - first * kind.values]
 
     def _record(self, name: str) -> Record:
         if name not in self.tensors:

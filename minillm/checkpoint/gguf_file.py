@@ -11,6 +11,7 @@ from array import array
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..config import shown
 from ..errors import UserError
 from ..ops import GGUF_TYPES, GGUFType
 
@@ -184,5 +185,5 @@ def alignment_of(metadata: dict[str, Any], where: str) -> int:
     """`general.alignment`, 32 where it is not given."""
     alignment = metadata.get("general.alignment", 32)
     if not isinstance(alignment, int) or not 8 <= alignment <= 1 << 20 or alignment % 8:
-        raise UserError(f"{where}: general.alignment is {alignment!r}, expected a multiple of 8")
+        raise UserError(f"{where}: general.alignment is {shown(alignment)}, expected a multiple of 8")
     return alignment

@@ -88,6 +88,11 @@ def cached_models() -> Iterator[Cached]:
                     yield Cached(name, revision.size_on_disk, revision.snapshot_path)
 
 
+def hint(name: str) -> str:
+    """What to tell somebody who may have left out the prefix."""
+    return f", or {PREFIX}{name} of the hub" if NAME.fullmatch(PREFIX + name) else ""
+
+
 def parsed(name: str) -> tuple[str, str | None]:
     """ORG/REPO and REVISION of a name; UserError if it is none."""
     match = NAME.fullmatch(name)

@@ -12,6 +12,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+
 from .. import archs
 from ..archs import Arch
 from ..archs.tensors import Entry, Stack, View
@@ -19,6 +21,8 @@ from ..blocks.params import Shape, stacked
 from ..config import Config, Fields
 from ..errors import UserError
 from ..model import Model
+from ..parallel import Spread, spread
+from ..parallel.mesh import AnyMesh
 from ..quant import in_dtype
 from ..quant.quantised import Progress
 from ..tokenizer import Tokenizer
@@ -27,8 +31,20 @@ from .jsonfile import read_json
 from .prequantised import Prequantised, as_weights, layout_of, like, parameter
 from .quantised_folder import QuantisedFolder, own_weights
 from .safetensors import CODES, PICKLED, WORDS, Safetensors, pickle_hint
-from .source import TensorSource
+from .source import Index, TensorSource
 from .vocabulary import tokenizer_from_folder, tokenizer_from_gguf
+
+
+@dataclass(frozen=True)
+class Unread:
+    """A parameter whose numbers are read when a slice of it is wanted, and not before."""
+
+    entry: Entry
+    view: View
+    dtype: str
+
+    def __getitem__(self, index: Index) -> np.ndarray:
+        return self.entry.read(self.view, index).astype(self.dtype)
 
 
 @dataclass(frozen=True)
@@ -72,6 +88,23 @@ class Checkpoint:
             return as_weights(Model.build(self.config, take))
         finally:
             pool.shutdown(cancel_futures=True)  # after an error, nobody needs the rest
+
+    def on_mesh(self, mesh: AnyMesh, progress: Progress, dtype: str) -> Spread:
+        """The model on a mesh, of which a process reads what its own devices hold; arguments as in `model`."""
+        sizes, done = {}, 0
+
+        def ask(name: str, layer: int | None, *shapes: Shape, init):
+            view = View(self.source, self.config, layer)
+            sizes[name, layer] = sum(self.source.nbytes(one) for one in self.entry(name).names(view))
+
+        def take(name: str, layer: int | None, *shapes: Shape, init):
+            nonlocal done
+            done += sizes[name, layer]
+            progress("reading weights", done, sum(sizes.values()))
+            return Unread(self.entry(name), View(self.source, self.config, layer), dtype)
+
+        Model.build(self.config, ask)
+        return spread(self.config, mesh, take)
 
     def entry(self, name: str) -> Entry:
         """How a parameter is made; UserError if the architecture does not say."""

@@ -1,10 +1,11 @@
 """What a model that is written takes over from the one it was made of: its kind of files, its tokenizer."""
 
+from glob import escape
 from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from .gguf import GGUF
+from .gguf import GGUF, PART
 from .gguf_writer import tokenizer_metadata
 from .loader import Checkpoint, open_checkpoint
 from .prequantised import Prequantised
@@ -46,5 +47,13 @@ def tokenizer_of(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def size_of(path: Path) -> int:
-    """Bytes of a file, or of all in a folder."""
-    return sum(file.stat().st_size for file in ([path] if path.is_file() else path.iterdir()))
+    """Bytes of all files of a model."""
+    return sum(file.stat().st_size for file in files_of(path))
+
+
+def files_of(path: Path) -> list[Path]:
+    """The files of the model at a path: all in a folder, all that one was split into, or the one."""
+    if path.is_dir():
+        return sorted(file for file in path.iterdir() if file.is_file())
+    split = PART.fullmatch(path.name)
+    return [path] if split is None else sorted(path.parent.glob(f"{escape(split[1])}-*-of-{split[2]}.gguf"))

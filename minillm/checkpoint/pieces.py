@@ -11,8 +11,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+from ..chat import in_a_line
 from ..errors import UserError
-from ..tokenizer import Pieces
+from ..tokenizer import Pieces, is_mark
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = KINDS = range(
     1, 7
@@ -50,18 +51,21 @@ class PieceModel:
     def read(data: bytes, where: str) -> "PieceModel":
         """The content of a `.model` file that the library has read; UserError if there is more to it than this."""
         pieces, trainer, normalizer = [], {}, {}
-        for number, value in fields(data):
-            if number == 1:
-                one = dict(fields(value))
-                pieces.append(Piece(one.get(1, b"").decode(), one.get(2, 0.0), one.get(3, NORMAL)))
-            trainer |= dict(fields(value)) if number == 2 else {}
-            normalizer |= dict(fields(value)) if number == 3 else {}
-        kind = trainer.get(3, UNIGRAM)
-        if kind not in MODELS or trainer.get(24, 0) or not normalizer.get(5, 1):
+        try:
+            for key, value in fields(data):
+                if key == (1, BYTES):
+                    one = dict(fields(value))
+                    kind = one.get((3, VARINT), NORMAL)
+                    pieces.append(Piece(one.get((1, BYTES), b"").decode(), one.get((2, FIXED32), 0.0), kind))
+                trainer |= dict(fields(value)) if key == (2, BYTES) else {}
+                normalizer |= dict(fields(value)) if key == (3, BYTES) else {}
+        except ValueError as error:  # also of pieces that are not UTF-8
+            raise UserError(f"{where}: cannot be read as a sentencepiece model: {error}") from None
+        kind = trainer.get((3, VARINT), UNIGRAM)
+        if kind not in MODELS or trainer.get((24, VARINT), 0) or not normalizer.get((5, VARINT), 1):
             raise UserError(f"{where}: is no model of unigram or BPE pieces with {SPACE} in front of their words")
-        return PieceModel(
-            pieces, kind, normalizer.get(2, b""), bool(normalizer.get(3, 1)), bool(normalizer.get(4, 1))
-        )
+        prefix_space, trim = (bool(normalizer.get((number, VARINT), 1)) for number in (3, 4))
+        return PieceModel(pieces, kind, normalizer.get((2, BYTES), b""), prefix_space, trim)
 
     def written(self) -> bytes:
         """The content of a `.model` file."""
@@ -91,14 +95,18 @@ def loaded(data: bytes, where: str) -> Pieces:
     library = SentencePieceProcessor()
     try:
         library.LoadFromSerializedProto(data)
-    except (RuntimeError, OSError) as error:
-        raise UserError(f"{where}: not a model the sentencepiece library can read: {error}") from None
+        library.IdToPiece([*range(library.GetPieceSize())])  # so that all are known to be text
+    except (RuntimeError, OSError, UnicodeDecodeError) as error:
+        complaint = "not a model the sentencepiece library can read"
+        raise UserError(f"{where}: {complaint}: {in_a_line(str(error))}") from None
     return Pieces(library)
 
 
 def pieces_from_file(data: bytes, added: Added, where: str) -> Pieces:
     """What the content of a `.model` file holds, and the tokens that its folder adds to it."""
     found = loaded(data, where)
+    words = ((name, i) for name, i in found.vocabulary().items() if name not in found.controls)
+    added = {i: (name, True) for name, i in words if is_mark(name)} | {**added}
     return loaded(PieceModel.read(data, where).with_added(added).written(), where) if added else found
 
 
@@ -153,8 +161,11 @@ def varint(value: int) -> bytes:
     return bytes([*out, value])
 
 
-def fields(data: bytes) -> Iterator[tuple[int, Any]]:
-    """The numbers and values of a message that is whole."""
+def fields(data: bytes) -> Iterator[tuple[tuple[int, int], Any]]:
+    """What a message that is whole says: of each field its number and form, and the value.
+
+    A known number in another form is another field, to the library too. ValueError for groups, a form of old.
+    """
     place = 0
 
     def number() -> int:
@@ -170,9 +181,11 @@ def fields(data: bytes) -> Iterator[tuple[int, Any]]:
     while place < len(data):
         key = number()
         form = key & 7
+        if form not in (VARINT, FIXED64, BYTES, FIXED32):
+            raise ValueError(f"field {key >> 3} is a group")
         if form == VARINT:
-            yield key >> 3, number()
+            yield (key >> 3, form), number()
             continue
         size = number() if form == BYTES else {FIXED32: 4, FIXED64: 8}[form]
         value, place = data[place : place + size], place + size
-        yield key >> 3, struct.unpack("<f", value)[0] if form == FIXED32 else value
+        yield (key >> 3, form), struct.unpack("<f", value)[0] if form == FIXED32 else value

@@ -7,6 +7,7 @@ llama.cpp cuts it.
 """
 
 import json
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,6 +103,10 @@ ROWS = {
 PRE_TOKENIZERS = {name: cut for names, cut in ROWS.items() for name in names.split()}
 
 
+# Steps that make a text longer than it is: other letters for its bytes, and a table in which U+FDFA becomes 18.
+LONGER = {"ByteLevel": 2, "Precompiled": 18}
+
+
 def name_of(library: Tokenizer) -> str | None:
     """The first name of the way in which a tokenizer cuts; None if there is none."""
     found = described(library)
@@ -115,19 +120,26 @@ def name_of(library: Tokenizer) -> str | None:
 
 def described(library: Tokenizer) -> tuple[list[Any], list[Any], bool]:
     """The steps of a tokenizer in front of its merges, and whether tokens stay whole; equal if they do the same."""
-    normalizer, steps = (
-        json.loads(part.__getstate__()) if part is not None else None
-        for part in (library.normalizer, library.pre_tokenizer)
-    )
-    return flat(normalizer, "normalizers"), flat(steps, "pretokenizers"), library.model.ignore_merges
+    normalizer, steps = flat(library.normalizer, "normalizers"), flat(library.pre_tokenizer, "pretokenizers")
+    return normalizer, steps, library.model.ignore_merges
 
 
-def flat(step: dict[str, Any] | None, several: str) -> list[Any]:
-    """A step, or those of a sequence, without what changes no token."""
-    if step is None:
-        return []
+def growth(library: Tokenizer) -> int:
+    """How many times as long as a text it can be on its way through the library, about."""
+    parts = {"normalizers": library.normalizer, "pretokenizers": library.pre_tokenizer, "decoders": library.decoder}
+    steps = [step for several, part in parts.items() for step in flat(part, several)]
+    return math.prod(LONGER.get(step["type"]) or len(step.get("content", "")) or 1 for step in steps)
+
+
+def flat(part: Any, several: str) -> list[Any]:
+    """The steps of a part of the library's tokenizer, without what changes no token."""
+    return [] if part is None else flattened(json.loads(part.__getstate__()), several)
+
+
+def flattened(step: dict[str, Any], several: str) -> list[Any]:
+    """A step, or those of a sequence."""
     if step["type"] == "Sequence":
-        return [inner for one in step[several] for inner in flat(one, several)]
+        return [inner for one in step[several] for inner in flattened(one, several)]
     if step["type"] == "Split" and "Regex" in step["pattern"]:  # line breaks may stand there as such
         expression = step["pattern"]["Regex"].replace("\r", r"\r").replace("\n", r"\n")
         step = step | {"pattern": {"Regex": expression}}

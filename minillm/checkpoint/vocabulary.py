@@ -5,18 +5,20 @@ from array import array
 from pathlib import Path
 from typing import Any
 
-from ..config import Config, Fields
+from ..config import Config, Fields, shown
 from ..errors import UserError
-from ..tokenizer import END_TOKENS, Backend, Bytes, Pieces, Tokenizer
+from ..tokenizer import END_TOKENS, Backend, Bytes, Pieces, Tokenizer, is_mark
 from .byte_pairs import bytes_from_gguf, bytes_from_json, bytes_to_gguf
 from .jsonfile import LARGEST, read_json
 from .pieces import (
     BPE,
+    CONTROL,
     KINDS,
     LEAST,
     NORMAL,
     UNIGRAM,
     UNUSED,
+    USER_DEFINED,
     Added,
     PieceModel,
     pieces_from_file,
@@ -26,6 +28,7 @@ from .pieces import (
 from .pre_tokenizers import PRE_TOKENIZERS, Cut
 
 GGML, TEMPLATE = "tokenizer.ggml.", "tokenizer.chat_template"
+WORDS = (NORMAL, USER_DEFINED)
 ADDED_ID = re.compile("[0-9]{1,6}")  # the library is given all tokens up to the last one
 
 # What is so where a GGUF file does not say, by its `tokenizer.ggml.model`: the same as in llama.cpp.
@@ -46,7 +49,7 @@ def tokenizer_from_gguf(metadata: dict[str, Any], where: str) -> Tokenizer | Non
     if model in ("none", "no_vocab"):
         return None
     if not isinstance(model, str) or model not in USUAL:
-        raise UserError(f"{where}: tokenizer.ggml.model is {model!r}, expected one of: {', '.join(USUAL)}")
+        raise UserError(f"{where}: tokenizer.ggml.model is {shown(model)}, expected one of: {', '.join(USUAL)}")
     cut = cut_of(metadata, where) if model == "gpt2" else None
     usual = USUAL[model] | ({"add_bos_token": True} if cut and cut.begins else {})
     fields = Fields({GGML + key: value for key, value in usual.items()} | metadata, where)
@@ -79,7 +82,7 @@ def cut_of(metadata: dict[str, Any], where: str) -> Cut:
     name = metadata.get(GGML + "pre")
     if not isinstance(name, str) or name not in PRE_TOKENIZERS:
         known = ", ".join(PRE_TOKENIZERS)
-        raise UserError(f"{where}: tokenizer.ggml.pre is {name!r}, expected one of: {known}")
+        raise UserError(f"{where}: tokenizer.ggml.pre is {shown(name)}, expected one of: {known}")
     return PRE_TOKENIZERS[name]
 
 
@@ -183,6 +186,9 @@ def chat_template(folder: Path, fields: Fields) -> str | None:
     """The Jinja source of a folder's chat template."""
     path = folder / "chat_template.jinja"
     found = read_text(path) if path.is_file() else fields.values.get("chat_template")
+    if isinstance(found, list):  # several by name
+        named = (one for one in found if isinstance(one, dict) and one.get("name") == "default")
+        found = next(named, {}).get("template")
     if not isinstance(found, str | None):
         raise UserError(f"{fields.where}: chat_template is a {type(found).__name__}, expected a string")
     return found
@@ -202,7 +208,7 @@ def added_tokens(fields: Fields) -> Added:
         one = group.group(key)
         content = one.text("content")
         one.require(content.isprintable() or content.isspace(), "content", "text")
-        found[int(key)] = (content, one.flag("special", False))
+        found[int(key)] = (content, one.flag("special", False) or is_mark(content))
     return found
 
 
@@ -239,9 +245,12 @@ def numbers(fields: Fields, key: str, noun: str, tokens: list[str], usual: array
 
 
 def kinds_of(fields: Fields, tokens: list[str]) -> array:
-    """Which of the six kinds each token is."""
+    """Which of the six kinds each token is, of which those that look like control tokens are some."""
     found = numbers(fields, "token_type", "type", tokens, array("i", [NORMAL]) * len(tokens))
     odd = next((kind for kind in found if kind not in KINDS), None)
     if odd is not None:
         raise UserError(f"{fields.where}: tokenizer.ggml.token_type lists {odd}, expected numbers from 1 to 6")
-    return found
+    kinds = (
+        CONTROL if kind in WORDS and is_mark(token) else kind for token, kind in zip(tokens, found, strict=True)
+    )
+    return array(found.typecode, kinds)

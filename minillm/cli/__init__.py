@@ -1,7 +1,9 @@
 """The command line: one file a command, found by name and imported only when it runs."""
 
 import importlib
+import os
 import pkgutil
+import re
 import sys
 from typing import NoReturn
 
@@ -9,7 +11,7 @@ import click
 
 from .. import __version__
 from ..errors import UserError
-from .terminal import leave, printable
+from .terminal import leave, no_ctrl_c_in_imports, printable
 
 DOORS = """\
 minillm: LLM inference, small enough to read
@@ -17,12 +19,19 @@ minillm: LLM inference, small enough to read
   learn   minillm tutorial 1
   run     minillm generate "Recipe: Tomato Soup"
           minillm pull smollm2-135m
-          minillm generate --model smollm2-135m --chat --temperature 0 "Name three colours."
+          minillm chat
   judge   minillm validate my_kernels.py:flash --op attention
 
 minillm --help lists the commands.
 """
-HELPERS = {"input_file", "sampling_options", "terminal"}  # modules beside the commands
+HELPERS = {
+    "brief",
+    "figures",
+    "input_file",
+    "mesh_options",
+    "sampling_options",
+    "terminal",
+}  # modules beside the commands
 
 
 class Commands(click.Group):
@@ -36,25 +45,36 @@ class Commands(click.Group):
             return None
         return importlib.import_module(f".{cmd_name}", __name__).command
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except click.UsageError as error:
+            stop(told(error))
+
     def invoke(self, ctx: click.Context):
         try:
-            return super().invoke(ctx)
+            with no_ctrl_c_in_imports():
+                return super().invoke(ctx)
         except (UserError, click.UsageError) as error:
-            reason = error.format_message() if isinstance(error, click.UsageError) else error
-            stop(str(reason))
+            stop(told(error) if isinstance(error, click.UsageError) else str(error))
         except BrokenPipeError:
             raise
         except OSError as error:
             stop(f"{error.strerror}: {error.filename or 'output'}")
-        except (KeyboardInterrupt, ImportError) as error:
-            if not interrupted(error):
-                raise
+        except KeyboardInterrupt:
             leave(130)
 
 
-def interrupted(error: BaseException | None) -> bool:
-    """Whether it is Ctrl-C, or what a library made of that: NumPy says that it cannot be imported."""
-    return error is not None and (isinstance(error, KeyboardInterrupt) or interrupted(error.__context__))
+def told(error: click.UsageError) -> str:
+    """What is wrong with a command line, and how it is used; of a value that will not do, only the first."""
+    reason, ctx = error.format_message().rstrip("."), error.ctx
+    lacking = isinstance(error, click.MissingParameter)
+    if ctx is None or (isinstance(error, click.BadParameter) and not lacking):
+        return reason
+    examples = re.findall(rf"^ *({ctx.command_path} .*)$", ctx.command.help or "", re.MULTILINE)
+    if examples and not isinstance(error, click.NoSuchOption):  # something is missing, or too much
+        return f"{reason}, as in: {examples[0]}"
+    return f"{reason}; {ctx.command_path} --help shows what there is"
 
 
 def stop(reason: str) -> NoReturn:
@@ -69,5 +89,7 @@ def stop(reason: str) -> NoReturn:
 @click.pass_context
 def main(ctx: click.Context) -> None:
     """LLM inference, small enough to read."""
+    if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
+        ctx.color = False
     if ctx.invoked_subcommand is None:
         click.echo(DOORS, nl=False)

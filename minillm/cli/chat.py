@@ -1,7 +1,6 @@
 """`minillm chat`: talk with a model."""
 
 import json
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -12,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import UserError
-from ..folders import cache_folder
+from ..folders import cache_folder, whole
+from .completion import ModelName
 from .generate import opened
 from .sampling_options import sampling_options
-from .terminal import interactive, note, printable, status
+from .terminal import counted, interactive, note, printable, status
 
 if TYPE_CHECKING:
     from ..session import Session
@@ -30,18 +30,21 @@ COMMANDS = """\
 
 
 @click.command("chat", short_help="Talk with a model.")
-@click.argument("model", default="smollm2-135m")
+@click.argument("model", default="smollm2-135m", type=ModelName())
 @click.option("--system", metavar="TEXT", help="What the system says first.")
-@click.option("--max-tokens", default=1024, show_default=True, help="End an answer after this many tokens.")
+@click.option(
+    "-n", "--max-tokens", metavar="N", default=1024, show_default=True, help="Tokens of an answer at most."
+)
 @sampling_options
-@click.option("--repeat-penalty", default=1.0, help="Above 1 discourages tokens already there; 1 is off.")
-@click.option("--seed", type=int, help="Draw the same answers again.")
+@click.option(
+    "--repeat-penalty", metavar="R", default=1.0, help="Above 1 discourages tokens already there; 1 is off."
+)
+@click.option("--seed", metavar="N", type=int, help="Draw the same answers again.")
 @click.option("--quant", metavar="RECIPE", help="Weights in few bits: w8a8, int4-g32, q4_k …")
 def command(model: str, quant: str | None, **options: Any) -> None:
-    """Talk with MODEL: a name, a .gguf file, or a folder. The default one has to be pulled first.
-
-    Ctrl-C ends an answer, Ctrl-D the conversation; a \\ at the end of a line goes on in the next. Lines that begin
-    with / are commands, /help lists them. Without a terminal, each line of standard input is a turn.
+    """Talk with MODEL. The default is smollm2-135m, which has to be pulled first. Ctrl-C ends an answer, Ctrl-D the
+    conversation; a \\ at the end of a line goes on in the next. Lines that begin with / are commands, /help lists
+    them. Without a terminal, each line of standard input is a turn.
 
     \b
     Examples:
@@ -110,11 +113,11 @@ def take(session: "Session", line: str) -> bool:
         return False
     if name == "/help":
         note(COMMANDS)
-    elif name == "/reset":
+    elif name in ("/reset", "/system"):
+        if name == "/system":
+            session.system = rest or None
         session.reset()
-    elif name == "/system":
-        session.system = rest or None
-        session.reset()
+        note("begun anew" + (f", with the system's {session.system!r}" if session.system else ""))
     elif name == "/save":
         save(session, rest)
     else:
@@ -144,14 +147,12 @@ def save(session: "Session", name: str) -> None:
     if not name:
         raise UserError("/save needs the name of a file, as in: /save talk.json")
     path = Path(name)
-    draft = path.with_name(f"{path.name}.{os.getpid()}.part") if path.name else path
     try:
-        draft.write_text(json.dumps(session.messages, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-        os.replace(draft, path)
+        with whole(path) as draft:
+            draft.write_text(json.dumps(session.messages, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
-        draft.unlink(missing_ok=True)
         raise UserError(f"cannot write {path}: {error.strerror}") from None
-    note(f"{len(session.messages)} messages in {path}")
+    note(f"{counted(len(session.messages), 'message')} in {path}")
 
 
 @contextmanager
@@ -163,11 +164,11 @@ def remembered_lines() -> Iterator[None]:
     with suppress(OSError):  # there is none yet, or it cannot be read
         readline.read_history_file(path)
     readline.set_history_length(REMEMBERED)
+    readline.parse_and_bind("set enable-bracketed-paste on")  # lines pasted together are one turn
     try:
         yield
     finally:
-        draft = path.with_name(f"{path.name}.{os.getpid()}.part")
         with suppress(OSError):  # lines that come back are worth no error
             path.parent.mkdir(parents=True, exist_ok=True)
-            readline.write_history_file(draft)
-            os.replace(draft, path)
+            with whole(path) as draft:
+                readline.write_history_file(draft)

@@ -1,8 +1,9 @@
 """`minillm eval`: how well a model predicts a text, and what a recipe costs."""
 
 import json
-import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import UserError
+from ..folders import whole
 from .completion import ModelName
 from .generate import opened
 from .terminal import status
@@ -24,10 +26,10 @@ PATH = click.Path(path_type=Path)
 
 @click.command("eval", short_help="Measure how well a model predicts a text.")
 @click.argument("model", type=ModelName())
-@click.option("--against", metavar="MODEL", help="The reference to compare with; same tokens.")
-@click.option("--quant", metavar="RECIPE", help="Measure MODEL in few bits, against itself if no other is named.")
-@click.option("--text", type=PATH, metavar="FILE", help="A text, or .jsonl with many; else the bundled ones.")
-@click.option("--window", type=click.IntRange(16), help=f"Tokens a model sees at once; {WINDOW}, or its context.")
+@click.option("--against", metavar="MODEL", type=ModelName(), help="The reference to compare with; same tokens.")
+@click.option("--quant", metavar="RECIPE", help="MODEL in few bits, by default against MODEL itself.")
+@click.option("--text", type=PATH, metavar="FILE", help='A text, or .jsonl with a {"text": "…"} a line.')
+@click.option("--window", type=click.IntRange(16), help=f"Tokens at once; else {WINDOW}, or the context.")
 @click.option("--output", type=PATH, metavar="FILE", help="Where to write the figures; a stopped run goes on.")
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as one JSON object.")
 def command(
@@ -39,10 +41,9 @@ def command(
     output: Path | None,
     as_json: bool,
 ) -> None:
-    """Measure MODEL's perplexity and bits per byte on a text, each with an interval of 95 % confidence.
-
-    With a reference also the KL divergence from it at each token, in nats (mean, and the 99th percentile), and how
-    often both find the same token likeliest. `python -c "help('minillm.evaluate')"` has the definitions.
+    """Measure MODEL's perplexity and bits per byte on a text, by default the bundled ones, each with an interval
+    of 95 % confidence. With a reference also the KL divergence from it at each token, in nats (mean, and the 99th
+    percentile), and how often both find the same token likeliest.
 
     \b
     Examples:
@@ -51,9 +52,10 @@ def command(
       minillm eval tiny-draft --against tiny-transformer --text held-out.jsonl
       minillm eval tiny-transformer --window 256 --output figures.json
 
-    A line of .jsonl is {"text": "…"}, a document by itself. Any other file is one document, in UTF-8.
+    A .jsonl has a document a line, any other file is one. `python -c "help('minillm.evaluate')"` has the
+    definitions.
     """
-    kept = Kept(output)
+    kept = click.get_current_context().with_resource(writing(output))
     with status("reading the text"):
         corpus = corpus_of(text)
     against = model if quant is not None and against is None else against
@@ -61,7 +63,7 @@ def command(
         lms = [opened(model, quant), *([] if against is None else [opened(against, None)])]
     tokens = window_for(lms, model, against, window)
     about = {"model": model, "quant": quant, "against": against, "text": corpus.name, "window": tokens}
-    files = [files_of(name) for name in (model, against) if name is not None]
+    files = [stamps(name) for name in (model, against) if name is not None]
     kept.job = sha256(json.dumps([about, files, corpus.digest]).encode()).hexdigest()
     tally = run(lms, corpus, tokens, kept)
     counts = {"documents": corpus.count, "bytes": corpus.bytes, "tokens": tally.tokens, "units": tally.units}
@@ -96,13 +98,12 @@ def window_for(lms: "list[LM]", model: str, against: str | None, window: int | N
     return window or min(WINDOW, context)
 
 
-def files_of(model: str) -> list[tuple[str, int, int]]:
+def stamps(model: str) -> list[tuple[str, int, int]]:
     """What tells the files of a model from others without reading them: names, sizes, times of change."""
+    from ..checkpoint.origin import files_of
     from ..lm import find_model
 
-    path = find_model(model)
-    files = sorted(path.iterdir()) if path.is_dir() else [path]
-    return [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files_of(find_model(model))]
 
 
 def run(lms: "list[LM]", corpus: "Corpus", window: int, kept: "Kept") -> "Tally":
@@ -154,18 +155,32 @@ def table(result: dict[str, Any], figures: "dict[str, Figure]") -> str:
     return "\n".join([*lines, "", sure])
 
 
+@contextmanager
+def writing(target: Path | None) -> Iterator["Kept"]:
+    """What is kept of the figures, while no other run has their file; UserError if one has it, or it is there."""
+    from ..checkpoint.download import alone
+
+    if target is None:
+        yield Kept(None, None)
+        return
+    if not target.name:
+        raise UserError(f"the output is {str(target)!r}, expected the name of a file")
+    busy = f"{target} is being written by another run; wait for it, or name another output"
+    part, mark = (target.with_name(target.name + end) for end in (".part", ".lock"))
+    with alone(mark, busy):
+        try:
+            if target.exists():
+                raise UserError(f"{target} is there already; move it away, or name another output")
+            yield Kept(target, part)
+        finally:
+            mark.unlink()
+
+
 class Kept:
     """The file for the figures, and beside it (FILE.part) what is done of them; with no file nothing is kept."""
 
-    def __init__(self, target: Path | None):
-        self.target, self.job, self.part = target, "", None
-        if target is None:
-            return
-        if not target.name:
-            raise UserError(f"the output is {str(target)!r}, expected the name of a file")
-        if target.exists():
-            raise UserError(f"{target} is there already; move it away, or name another output")
-        self.part = target.with_name(target.name + ".part")
+    def __init__(self, target: Path | None, part: Path | None):
+        self.target, self.part, self.job = target, part, ""
 
     def restore(self, tally: "Tally") -> None:
         """Have the tally go on where a run of the same job was; UserError if it was another."""
@@ -203,6 +218,5 @@ class Kept:
 
 def write(path: Path, value: dict[str, Any]) -> None:
     """Write JSON in one go."""
-    draft = path.with_name(path.name + ".tmp")
-    draft.write_text(json.dumps(value) + "\n", encoding="utf-8")
-    os.replace(draft, path)
+    with whole(path) as draft:
+        draft.write_text(json.dumps(value) + "\n", encoding="utf-8")

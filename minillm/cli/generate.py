@@ -1,19 +1,22 @@
 """`minillm generate`: continue a prompt."""
 
-import dataclasses
 import gc
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from shutil import get_terminal_size
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
 from ..errors import UserError
 from ..folders import program_folder
+from .brief import Brief
 from .completion import ModelName
+from .figures import closing_line, flat, statistics
 from .input_file import BATCH, run_file
+from .mesh_options import mesh_of, mesh_options
 from .sampling_options import sampling_options
 from .terminal import interactive, leave, meter, note, printable, status
 
@@ -25,32 +28,48 @@ if TYPE_CHECKING:
 LARGEST_PROMPT = 64 << 20  # bytes
 BUNDLED, OPENING = "tiny-transformer", "Recipe: Tomato Soup"
 OTHERS = f"{BUNDLED} knows recipes and scripture; for a general model: minillm pull smollm2-135m"
+INPUT = 'Many prompts: lines of JSON such as "a prompt" or {"prompt": "…", "max_tokens": 20}; - is standard input.'
+DTYPE = click.Choice(
+    ["float32", "bfloat16"]
+)  # float16 ends at 65504, which what flows through large models exceeds
+OFTEN = "--model --max-tokens --temperature --seed --chat --quant --json --help"
 
 
-@click.command("generate", short_help="Continue a prompt.")
+@click.command("generate", short_help="Continue a prompt.", cls=Brief, often=OFTEN)
 @click.argument("prompt", required=False)
-@click.option("--model", default=BUNDLED, type=ModelName(), show_default=True, help="Name, .gguf or folder.")
-@click.option("--max-tokens", default=256, show_default=True, help="Stop after this many tokens.")
+@click.option("-p", "--prompt", "named", metavar="PROMPT", help="The same as PROMPT alone.")
+@click.option("-m", "--model", default=BUNDLED, type=ModelName(), show_default=True, help="Name, .gguf or folder.")
+@click.option(
+    "-n", "--max-tokens", metavar="N", default=256, show_default=True, help="Stop after this many tokens."
+)
 @sampling_options
-@click.option("--repeat-penalty", default=1.0, help="Above 1 discourages tokens already there; 1 is off.")
-@click.option("--seed", type=int, help="Draw the same text again; --json shows a run's.")
+@click.option(
+    "--repeat-penalty", metavar="R", default=1.0, help="Above 1 discourages tokens already there; 1 is off."
+)
+@click.option("--seed", metavar="N", type=int, help="Draw the same text again; --json shows a run's.")
 @click.option("--stop", multiple=True, help="End before this text; may be given more than once.")
 @click.option("--chat", is_flag=True, help="Put PROMPT into the checkpoint's own chat template.")
 @click.option("--system", metavar="TEXT", help="What the system says first, with --chat.")
 @click.option("--quant", metavar="RECIPE", help="Weights in few bits: w8a8, int4-g32, q4_k …")
-@click.option("--dtype", default="float32", help="Of weights and sums: float32 or bfloat16.")
+@click.option(
+    "--dtype", default="float32", type=DTYPE, metavar="TYPE", help="float32 or bfloat16; float16 would overflow."
+)
+@mesh_options
 @click.option("--draft", help="Guess by prompt-lookup, ngram, skip:K or a model.")
 @click.option("--exact", is_flag=True, help="The same tokens to the bit with any --draft.")
 @click.option("--cache", help="Memory: int8, fp8, kivi4, kivi2, sinks:N or h2o:N.")
 @click.option("--lossy", is_flag=True, help="Let h2o go with --draft, --exact and --input.")
-@click.option("--input", "source", type=click.Path(path_type=Path), help="Many prompts, as JSON lines.")
-@click.option("--output", "target", type=click.Path(path_type=Path), help="The file for them.")
-@click.option("--batch", type=click.IntRange(1), help=f"Lines of --input at once; else {BATCH}.")
+@click.option("--input", "source", type=click.Path(path_type=Path), help=INPUT)
+@click.option(
+    "--output", "target", type=click.Path(path_type=Path), help="The file for them; a run that was stopped goes on."
+)
+@click.option("--batch", metavar="N", type=click.IntRange(1), help=f"Lines of --input at once; else {BATCH}.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 @click.option("--logprobs", metavar="N", type=click.IntRange(0), help="Print JSON a token, with the N likeliest.")
 @click.option("--stats", is_flag=True, help="Show speed against this machine's memory bandwidth.")
 def command(
     prompt: str | None,
+    named: str | None,
     source: Path | None,
     target: Path | None,
     batch: int | None,
@@ -59,62 +78,46 @@ def command(
     stats: bool,
     **options: Any,
 ) -> None:
-    """Continue PROMPT, or standard input (less one final line break) if it is - or left out. The default model
-    knows recipes and scripture, nothing else; `minillm list` shows others.
+    """Continue PROMPT, or standard input if it is - or left out. The default model knows recipes and scripture,
+    nothing else; `minillm list` shows others.
 
     \b
     Examples:
       minillm generate "Recipe: Tomato Soup"
-      minillm generate --model smollm2-135m "The capital of France is"
       minillm generate --model smollm2-135m --chat "Name three colours."
       minillm generate --input prompts.jsonl --output texts.jsonl
-
-    A line of --input is "a prompt" or {"prompt": "…", "max_tokens": 20}; - is standard input. A run that was
-    stopped goes on.
     """
     gc.disable()  # a short-lived process: looking for cycles while reading a vocabulary takes 0.3 s
-    asked, together = Asked(**{name: options.pop(name) for name in Asked._fields}), source or target
+    asked = Asked(**{name: options.pop(name) for name in Asked._fields})
     check(asked, options["cache"], options["lossy"], logprobs)
-    alone = {"--draft": options["draft"], "--json": as_json, "--stats": stats, "--logprobs": logprobs is not None}
-    unfit = {"PROMPT": prompt is not None, **alone} if together else {"--batch": batch}
-    for name, given in unfit.items():
-        if given:
-            raise UserError(f"{name} does not go {'with' if together else 'without'} --input; leave it out")
-    if together:
-        del options["draft"]
+    if named is not None:
+        refuse({"PROMPT": prompt}, "with --prompt")
+        prompt = named
+    alone = {"PROMPT": prompt, "--draft": options["draft"], "--logprobs": logprobs}
+    alone |= {"--json": as_json or None, "--stats": stats or None}
+    if source or target:
+        refuse(alone, "with --input")
         run_file(asked, source, target, batch, options)
-        return
-    text, as_text = read_prompt(prompt, asked.model), not as_json and logprobs is None
-    shown = interactive() and as_text
-    lm, stream = start(text, asked, options)
-    if shown:
-        click.echo(click.style(printable(text), dim=True), nl=asked.chat)
-    try:
-        for piece in stream:
-            if as_text:
-                click.echo(printable(piece) if shown else piece, nl=False)
-    except KeyboardInterrupt:
-        stream.close()
-    completion = stream.completion()
-    scored = [] if logprobs is None else judged(lm, stream.plan.prompt, completion.tokens, logprobs)
-    if as_json:
-        more = {} if logprobs is None else {"logprobs": scored}
-        click.echo(json.dumps(flat(completion) | more, ensure_ascii=False))
-    elif as_text:
-        click.echo()
     else:
-        for one in scored:
-            click.echo(json.dumps(one, ensure_ascii=False))
-    if shown:
-        tries = {
-            "--chat": asked.chat or lm.tokenizer is None or lm.tokenizer.chat_template is None,
-            "--stats": stats,
-            "--temperature 0": options["temperature"] == 0,
-        }
-        unused = [option for option, used in tries.items() if not used]
-        click.echo(click.style(closing_line(completion, unused), dim=True), err=True)
-        if asked.model == BUNDLED:
-            click.echo(click.style(OTHERS, dim=True), err=True)
+        refuse({"--batch": batch}, "without --input")
+        text = read_prompt(prompt, OPENING if asked.model == BUNDLED else None)
+        run_text(asked, text, as_json, logprobs, stats, options)
+
+
+def run_text(
+    asked: "Asked", text: str, as_json: bool, logprobs: int | None, stats: bool, options: dict[str, Any]
+) -> None:
+    """Continue one text: shown as it comes, or as JSON once it has ended."""
+    as_text = not as_json and logprobs is None
+    watched = as_text and interactive()
+    lm, stream = start(text, asked, options)
+    if watched:
+        click.echo(click.style(printable(text), dim=True), nl=asked.chat)
+    completion = finished(stream, None if not as_text else printable if watched else str)
+    for line in [] if as_text else values(lm, stream.plan.prompt, completion, as_json, logprobs):
+        click.echo(json.dumps(line, ensure_ascii=False))
+    if watched:
+        say_goodbye(lm, asked, completion, stats, greedy=options["temperature"] == 0)
     if stats:
         click.echo(statistics(lm, completion), err=True)
     if completion.finish_reason == "interrupted":
@@ -127,12 +130,13 @@ class Asked(NamedTuple):
     model: str
     quant: str | None
     dtype: str
+    mesh: str | None
     chat: bool
     system: str | None
 
     def opened(self, progress: Callable[[str, int, int], None] = lambda *_: None) -> "LM":
         """The model; progress is told how far its weights have been read."""
-        return opened(self.model, self.quant, progress, self.dtype)
+        return opened(self.model, self.quant, progress, self.dtype, self.mesh)
 
     def put(self, text: str, lm: "LM") -> str | list[int]:
         """The text as it is, or in a chat that it begins."""
@@ -154,6 +158,48 @@ def check(asked: Asked, cache: str | None, lossy: bool, logprobs: int | None) ->
         raise UserError("--logprobs are those of a model that remembers everything; leave --cache out")
 
 
+def refuse(given: Mapping[str, Any], where: str) -> None:
+    """UserError if something was given that does nothing there."""
+    for name, value in given.items():
+        if value is not None:
+            raise UserError(f"{name} does not go {where}; leave it out")
+
+
+def finished(stream: "Stream", shown: Callable[[str], str] | None) -> "Completion":
+    """Let the text come until it ends, or until Ctrl-C: written piece by piece as it is shown, or not at all."""
+    try:
+        for piece in stream:
+            if shown is not None:
+                click.echo(shown(piece), nl=False)
+    except KeyboardInterrupt:
+        stream.close()
+    if shown is not None:
+        click.echo()
+    return stream.completion()
+
+
+def values(
+    lm: "LM", prompt: Sequence[int], completion: "Completion", as_json: bool, logprobs: int | None
+) -> list[dict[str, Any]]:
+    """The lines of JSON: the completion in one, or a line a token with its log probability, or these within it."""
+    scored = [] if logprobs is None else judged(lm, prompt, completion.tokens, logprobs)
+    if not as_json:
+        return scored
+    return [flat(completion) | ({} if logprobs is None else {"logprobs": scored})]
+
+
+def say_goodbye(lm: "LM", asked: Asked, completion: "Completion", stats: bool, greedy: bool) -> None:
+    """What somebody at a terminal is told at the end: how it went, and what else there is."""
+    tries = {
+        "--chat": asked.chat or lm.tokenizer is None or lm.tokenizer.chat_template is None,
+        "--stats": stats,
+        "--temperature 0": greedy,
+    }
+    note(closing_line(completion, [option for option, used in tries.items() if not used]))
+    if asked.model == BUNDLED:
+        note(OTHERS)
+
+
 def judged(lm: "LM", prompt: Sequence[int], tokens: list[int], n: int) -> list[dict[str, Any]]:
     """Each token with its log probability, and the n that the model finds likeliest in its place."""
     from ..evaluate.logprobs import log_probs
@@ -168,19 +214,19 @@ def judged(lm: "LM", prompt: Sequence[int], tokens: list[int], n: int) -> list[d
     return [named(one.id, one.logprob) | {"top": [named(*other) for other in one.top]} for one in found]
 
 
-def read_prompt(prompt: str | None, model: str) -> str:
+def read_prompt(prompt: str | None, opening: str | None = None) -> str:
     """The prompt, from standard input if it is `-` or missing; UserError if it is not UTF-8.
 
-    Somebody at a terminal who gives none and no model either is shown what the bundled one can do.
+    Somebody at a terminal who gives none gets the opening, if there is one.
     """
     if prompt not in (None, "-"):
         return prompt
     if sys.stdin is None:
-        raise UserError("standard input is closed; give a prompt")
-    if prompt is None and sys.stdin.isatty() and model == BUNDLED:
-        return OPENING
+        raise UserError("standard input is closed; give a text")
     if prompt is None and sys.stdin.isatty():
-        raise UserError('there is no prompt; give one, as in: minillm generate --model MODEL "Once upon a time"')
+        if opening is None:
+            raise UserError('there is no text; give one, such as "Once upon a time", or - to type it')
+        return opening
     raw = sys.stdin.buffer.read(LARGEST_PROMPT + 1)
     if not raw.removesuffix(b"\n"):
         raise UserError(f"standard input is empty, expected a text; or give a prompt, as {OPENING!r}")
@@ -200,11 +246,14 @@ def start(prompt: str, asked: Asked, options: dict[str, Any]) -> "tuple[LM, Stre
     except OSError:  # it is not there, or not ours to see
         first_run = True
     doing = "compiling (first run only)" if first_run else f"loading {asked.model}, compiling what is new"
-    first_line = printable(prompt).strip().partition("\n")[0][:60]
-    with status(f"{first_line} … {doing}") as say:
+    longest = max(len(doing), len(meter("reading weights", 9_999_000_000, 9_999_000_000)))
+    room = get_terminal_size().columns - longest - 8  # less a spinner, " … ", and ^C
+    first_line = printable(prompt).strip().partition("\n")[0]
+    begun = f"{first_line[:room]} … " if room > 0 else ""
+    with status(begun + doing) as say:
 
         def tell(what: str, done: int, of: int) -> None:
-            say(f"{first_line} … {meter(what, done, of) if done < of else doing}")
+            say(begun + (meter(what, done, of) if done < of else doing))
 
         lm = asked.opened(tell)
         stream = lm.stream(asked.put(prompt, lm), **options)
@@ -217,11 +266,12 @@ def opened(
     quant: str | None,
     progress: Callable[[str, int, int], None] = lambda *_: None,
     dtype: str = "float32",
+    mesh: str | None = None,
 ) -> "LM":
-    """The model, quantised if so asked; progress is told how far its weights have been read."""
+    """The model, spread and quantised if so asked; progress is told how far its weights have been read."""
     from ..lm import load
 
-    lm = load(model, dtype=dtype, progress=progress)
+    lm = load(model, dtype=dtype, mesh=mesh_of(mesh), progress=progress)
     if quant is None:
         return lm
     from ..quant.quantised import summary
@@ -229,49 +279,3 @@ def opened(
     lm, changes = lm.quantize(quant)
     note(summary(quant, changes))
     return lm
-
-
-def flat(completion: "Completion") -> dict[str, Any]:
-    """The completion as one level of JSON."""
-    fields = dataclasses.asdict(completion)
-    timings, speculation = fields.pop("timings"), fields.pop("speculation")
-    return fields | timings | speculation
-
-
-def closing_line(completion: "Completion", unused: list[str]) -> str:
-    """One line on how it went, and what to try next."""
-    speed = completion.timings.get("decode_tok_s")
-    rate = f", {speed:.0f} tokens/s" if speed else ""
-    hint = f"; try {' or '.join(unused)}" if unused else ""
-    limit = " (as many as asked for, or the context is full)" if completion.finish_reason == "length" else ""
-    return f"{len(completion.tokens)} tokens{limit}{rate}{hint}"
-
-
-def shown(figure: int | float | list[float]) -> str:
-    """A figure in a few digits."""
-    if isinstance(figure, list):
-        return " ".join(f"{one:.2f}" for one in figure)
-    return f"{figure:.2f}" if isinstance(figure, float) else str(figure)
-
-
-def statistics(lm: "LM", completion: "Completion") -> str:
-    """Speed, and how much of the memory's bandwidth decoding used: each token reads every weight once."""
-    import jax
-
-    from ..xla import memory_bandwidth
-
-    timings = completion.timings
-    lines = [f"{name:<16}{value:.3f}" for name, value in timings.items() if value is not None]
-    lines += [f"{name:<20}{shown(value)}" for name, value in completion.speculation.items() if value is not None]
-    speed = timings.get("decode_tok_s")
-    if speed:
-        read = sum(leaf.nbytes for leaf in jax.tree.leaves(lm.model))
-        if lm.model.head is not None:  # of an embedding that is not the head too, one row is read
-            read -= sum(leaf.nbytes for leaf in jax.tree.leaves(lm.model.embed))
-        best = memory_bandwidth()
-        achieved = read * speed
-        lines.append(
-            f"{'weights read':<16}{achieved / 1e9:.1f} GB/s, {achieved / best:.0%} of the {best / 1e9:.1f} GB/s "
-            "measured here"
-        )
-    return "\n".join(lines)

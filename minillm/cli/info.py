@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .completion import ModelName
-from .terminal import printable
+from .terminal import printable, size
 
 if TYPE_CHECKING:
     from ..checkpoint.source import TensorSource
@@ -31,9 +31,11 @@ def command(model: str) -> None:
       minillm info tiny-hybrid
     """
     from ..checkpoint.loader import open_checkpoint
+    from ..checkpoint.origin import size_of
     from ..lm import find_model
 
-    checkpoint = open_checkpoint(find_model(model))
+    path = find_model(model)
+    checkpoint = open_checkpoint(path)
     shapes = checkpoint.shapes()  # a file that would not load is not described as if it did
     config, source, tokenizer = checkpoint.config, checkpoint.source, checkpoint.tokenizer()
     stored = sum(source.nbytes(name) for name in source.names())
@@ -45,7 +47,7 @@ def command(model: str) -> None:
         ("context", f"{config.context} tokens"),
         ("remembers", remembered(shapes, config.context)),
         *tokens(tokenizer, config),
-        ("on disk", f"{size(stored)} in {len(source.names())} tensors"),
+        ("on disk", f"{size(size_of(path))}, of which {size(stored)} are {len(source.names())} tensors"),
         *in_float32(checkpoint),
     ]
     lines = [*tensors(source), "", *(f"{name:<17}{value}" for name, value in rows), "", *parts(shapes)]
@@ -177,12 +179,3 @@ def remembered(shapes: "Model", context: int) -> str:
 def natural(name: str) -> list[str | int]:
     """A sort key by which layer 10 comes after layer 9."""
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
-
-
-def size(nbytes: float) -> str:
-    """Bytes for people, in powers of ten."""
-    for unit in ("B", "kB", "MB"):
-        if nbytes < 1000:
-            return f"{nbytes:.0f} {unit}" if unit == "B" else f"{nbytes:.1f} {unit}"
-        nbytes /= 1000
-    return f"{nbytes:.2f} GB"

@@ -2,7 +2,7 @@
 
 import click
 
-from .terminal import printable
+from .terminal import printable, size
 
 
 @click.command("list", short_help="Show the models there are by name.")
@@ -16,7 +16,6 @@ def command() -> None:
     from ..checkpoint.hub import cached_models
     from ..checkpoint.pull import MODELS, model_path
     from ..folders import bundled_models
-    from .info import size
 
     rows = [
         (name, sum(file.stat().st_size for file in folder.iterdir()), "comes with minillm")

@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from ..quant.quantised import Progress
 
 
-@click.command("prune", short_help="Take channels, heads or layers out of a model, or make it sparse.")
+@click.command("prune", short_help="Make a model smaller, or sparse.")
 @click.argument("model", type=ModelName())
 @click.option("--layers", type=int, help="How many layers go: those that change least.")
-@click.option("--heads", type=float, help="Which share of the heads goes, in groups that share keys.")
+@click.option("--heads", type=float, help="Which share of the heads goes, and of their keys.")
 @click.option("--ffn", type=float, help="Which share of the feed-forward channels goes.")
 @click.option("--sparsity", metavar="SHARE|2:4", help="Which share of each matrix becomes zero.")
-@click.option("--method", help="How that is chosen: sparsegpt (the default), wanda or magnitude.")
+@click.option("--method", help="How: sparsegpt (the default), wanda or magnitude.")
 @click.option("--recover", type=click.IntRange(2), metavar="STEPS", help="Learn again from MODEL for so long.")
 @click.option("--text", type=click.Path(path_type=Path), help="The text to judge by, and to learn from again.")
 @click.option("-o", "--output", "target", required=True, type=click.Path(path_type=Path), help="What to write.")
@@ -38,18 +38,15 @@ def command(
     target: Path,
 ) -> None:
     """Write a smaller MODEL: a .gguf file if the output is called so, else a folder, of which MODEL must be one.
-
-    What goes is decided by a text, by default one of 93 kB that comes with minillm: recipes and scripture. A text
-    like those that the model is for does better. Zeros make no file smaller and nothing faster here.
+    What goes is decided by a text, by default 93 kB of recipes and scripture; one like those that the model is for
+    does better. Zeros make no file smaller and nothing faster here. --recover teaches by what MODEL says of the
+    text, else of texts that it writes itself; a stopped run goes on.
 
     \b
     Examples:
       minillm prune tiny-transformer --ffn 0.5 --recover 200 -o smaller
       minillm prune smollm2-135m --layers 5 --text book.txt -o shallow.gguf
       minillm prune tiny-transformer --sparsity 0.5 --method wanda -o sparse
-
-    --recover teaches by what MODEL says of the text, or of texts that it writes itself if none is given. A run that
-    was stopped goes on.
     """
     shares = {"--layers": layers, "--heads": heads, "--ffn": ffn, "--sparsity": sparsity}
     if all(one is None for one in shares.values()):

@@ -4,7 +4,7 @@ import sys
 
 import click
 
-from .terminal import byte_bar
+from .terminal import byte_bar, size
 
 
 @click.command("pull", short_help="Fetch a model by name.")
@@ -30,4 +30,4 @@ def command(name: str) -> None:
         return
     with byte_bar() as progress:
         path = pull(name, progress)
-    click.echo(f"{name} ({MODELS[name].licence}) is in {path}")
+    click.echo(f"{name} ({size(path.stat().st_size)}, {MODELS[name].licence}) is in {path}")

@@ -6,10 +6,17 @@ from typing import Any
 import click
 
 OPTIONS = (
-    click.option("--temperature", default=0.7, show_default=True, help="0 always takes the likeliest token."),
-    click.option("--top-k", default=0, help="Keep the k likeliest tokens; 0 is off."),
-    click.option("--top-p", default=1.0, help="Keep the likeliest up to this probability; 1 is off."),
-    click.option("--min-p", default=0.0, help="Keep tokens this likely beside the best; 0 is off."),
+    click.option(
+        "--temperature",
+        "--temp",
+        metavar="T",
+        default=0.7,
+        show_default=True,
+        help="0 always takes the likeliest token.",
+    ),
+    click.option("--top-k", metavar="K", default=0, help="Keep the k likeliest tokens; 0 is off."),
+    click.option("--top-p", metavar="P", default=1.0, help="Keep the likeliest up to a sum of P; 1 is off."),
+    click.option("--min-p", metavar="P", default=0.0, help="Keep tokens this likely beside the best; 0 is off."),
 )
 
 

@@ -1,9 +1,11 @@
 """What a person at a terminal sees beside the text itself."""
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import NoReturn
 
 import click
@@ -39,8 +41,10 @@ def meter(doing: str, done: int, of: int) -> str:
 
 def note(line: str) -> None:
     """A dim line on standard error, above a spinner or a bar if there is one."""
+    ctx = click.get_current_context(silent=True)
+    styled = interactive() and (ctx is None or ctx.color is not False)
     # rich stands in for sys.stderr while it draws, which click's echo goes around
-    print(click.style(line, dim=True) if interactive() else line, file=sys.stderr)
+    print(click.style(line, dim=True) if styled else line, file=sys.stderr)
 
 
 @contextmanager
@@ -81,6 +85,27 @@ def byte_bar() -> Iterator[Callable[[str, int, int], None]]:
     yield tell
 
 
+@contextmanager
+def no_ctrl_c_in_imports() -> Iterator[None]:
+    """Have Ctrl-C end the process if it comes while a module is imported: extension modules print it, or crash."""
+
+    def heard(number: int, frame: FrameType | None) -> None:
+        while frame is not None:
+            if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+                leave(130)
+            frame = frame.f_back
+        raise KeyboardInterrupt
+
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:  # nobody wants to hear it, or otherwise
+        yield
+        return
+    signal.signal(signal.SIGINT, heard)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def leave(code: int) -> NoReturn:
     """End the process at once: threads may be reading weights or compiling, and need not be waited for."""
     for stream in (sys.stdout, sys.stderr):
@@ -92,3 +117,17 @@ def leave(code: int) -> NoReturn:
 def printable(text: str) -> str:
     """Text without the control characters that could steer a terminal; line breaks and tabs stay."""
     return "".join(c for c in text if c in "\n\t" or (ord(c) >= 32 and not 127 <= ord(c) < 160))
+
+
+def counted(n: int, one: str, many: str = "") -> str:
+    """`1 token`, `2 tokens`."""
+    return f"{n} {one if n == 1 else many or one + 's'}"
+
+
+def size(nbytes: float) -> str:
+    """Bytes for people, in powers of ten."""
+    for unit in ("B", "kB", "MB"):
+        if nbytes < 1000:
+            return f"{nbytes:.0f} {unit}" if unit == "B" else f"{nbytes:.1f} {unit}"
+        nbytes /= 1000
+    return f"{nbytes:.2f} GB"

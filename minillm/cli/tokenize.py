@@ -3,12 +3,13 @@
 import click
 
 from ..errors import UserError
+from .completion import ModelName
 from .generate import read_prompt
-from .terminal import note
+from .terminal import counted, note
 
 
 @click.command("tokenize", short_help="Show the tokens of a text.")
-@click.argument("model")
+@click.argument("model", type=ModelName())
 @click.argument("text", required=False)
 @click.option("--plain", is_flag=True, help="Add no token, and take names of special ones for text.")
 @click.option("--ids", "only_ids", is_flag=True, help="Print the ids alone, on one line.")
@@ -29,13 +30,13 @@ def command(model: str, text: str | None, plain: bool, only_ids: bool) -> None:
     tokenizer = open_checkpoint(find_model(model)).tokenizer()
     if tokenizer is None:
         raise UserError(f"{model} has no tokenizer")
-    ids = tokenizer.encode(read_prompt(text, model), special=not plain)
+    ids = tokenizer.encode(read_prompt(text), special=not plain)
     if only_ids:
         click.echo(" ".join(map(str, ids)))
         return
     for token in ids:
         click.echo(f"{token:>7}  {shown(tokenizer.backend.bytes_of(token))}")
-    note(f"{len(ids)} tokens")
+    note(counted(len(ids), "token"))
 
 
 def shown(raw: bytes) -> str:

@@ -9,7 +9,7 @@ from ..errors import UserError
 from .completion import ModelName
 from .generate import BUNDLED, read_prompt
 from .sampling_options import sampling_options
-from .terminal import status
+from .terminal import counted, status
 
 
 @click.command("trace", short_help="Watch a prompt go through a model.")
@@ -17,14 +17,18 @@ from .terminal import status
 @click.option(
     "-o", "--output", "target", required=True, type=click.Path(path_type=Path), help="The .html to write."
 )
-@click.option("--model", default=BUNDLED, type=ModelName(), show_default=True, help="Name, .gguf or folder.")
-@click.option("--max-tokens", default=12, show_default=True, help="Stop after this many tokens, 32 at most.")
+@click.option("-m", "--model", default=BUNDLED, type=ModelName(), show_default=True, help="Name, .gguf or folder.")
+@click.option(
+    "-n", "--max-tokens", metavar="N", default=12, show_default=True, help="Stop after so many, 32 at most."
+)
 @sampling_options
-@click.option("--seed", default=0, show_default=True, help="Draw another text.")
+@click.option("--seed", metavar="N", default=0, show_default=True, help="Draw another text.")
 @click.option("--chat", is_flag=True, help="Put PROMPT into the checkpoint's own chat template.")
 @click.option("--quant", metavar="RECIPE", help="Weights in few bits: w8a8, int4-g32, q4_k …")
 @click.option("--draft", help="Guess by prompt-lookup, ngram, skip:K or a model.")
-@click.option("--pages", "page_size", default=0, help="Remember in pages of so many tokens; 0 is no pages.")
+@click.option(
+    "--pages", "page_size", metavar="N", default=0, help="Remember in pages of so many tokens; 0 is no pages."
+)
 def command(
     prompt: str | None,
     target: Path,
@@ -37,10 +41,8 @@ def command(
     page_size: int,
     **sampling: Any,
 ) -> None:
-    """Continue PROMPT, and write a page that steps through it: attention, experts, states, the logit lens.
-
-    PROMPT has at most 256 tokens; it comes from standard input if it is - or left out. The page is one file, opens
-    in any browser and asks for nothing from a network.
+    """Continue PROMPT, or standard input if it is - or left out, and write a page that steps through it:
+    attention, experts, states, the logit lens.
 
     \b
     Examples:
@@ -50,7 +52,7 @@ def command(
     """
     if not target.parent.is_dir():
         raise UserError(f"{target.parent}: no such folder for {target.name}; make it first")
-    text = read_prompt(prompt, model)
+    text = read_prompt(prompt)
     from ..lm import load
     from ..sampling import new_sampler
 
@@ -69,5 +71,5 @@ def command(
         say("writing the page")
         html = page_of(seen, model, errors, None if exact is None else stream_errors(seen, exact))
         write_page(target, html)
-    passes, tokens = len(seen.passes), len(seen.text) - len(seen.prompt)
-    click.echo(f"{passes} passes, {len(seen.prompt)} + {tokens} tokens, {len(html) / 1e6:.1f} MB in {target}")
+    passes, tokens = counted(len(seen.passes), "pass", "passes"), len(seen.text) - len(seen.prompt)
+    click.echo(f"{passes}, {len(seen.prompt)} + {tokens} tokens, {len(html) / 1e6:.1f} MB in {target}")

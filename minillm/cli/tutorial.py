@@ -1,6 +1,8 @@
 """`minillm tutorial`: step through the lessons."""
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from ..lessons.lesson import Lesson
+    from ..lessons.walk import Walk
 
 
 @click.command("tutorial", short_help="Learn it, a step at a time.")
@@ -97,12 +100,14 @@ def run_all(lesson: "Lesson") -> None:
     def refuse(prompt: str) -> str:
         raise EOFError
 
-    Walk(lesson, new_console(), refuse).run_all()
+    one = Walk(lesson, new_console(), refuse)
+    with remembered(one):
+        one.run_all()
 
 
 def walk(lesson: "Lesson", restart: bool) -> None:
     """A lesson step by step, from where one left it."""
-    from ..lessons.progress import Progress, read_progress, write_progress
+    from ..lessons.progress import Progress, read_progress
     from ..lessons.walk import Walk
 
     if not interactive() or not sys.stdin.isatty():
@@ -112,11 +117,21 @@ def walk(lesson: "Lesson", restart: bool) -> None:
     if 0 < mine.steps < len(lesson.steps) and not restart:
         console.print(f"You had taken {mine.steps} steps; taking them again (--restart begins anew) …", style="dim")
         one.go_to(mine.steps)
-    try:
+    with remembered(one, restart):
         one.go()
+
+
+@contextmanager
+def remembered(one: "Walk", restart: bool = False) -> Iterator[None]:
+    """Keep how far the walk has come, however it ends; less than was known only after a restart."""
+    from ..lessons.progress import Progress, read_progress, write_progress
+
+    try:
+        yield
     finally:
+        mine = read_progress().get(one.lesson.name, Progress())
         mine.steps = max(one.taken, 0 if restart else mine.steps)
-        write_progress(lesson.name, mine)
+        write_progress(one.lesson.name, mine)
 
 
 def write_stubs(lesson: "Lesson", path: Path) -> None:

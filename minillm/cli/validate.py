@@ -25,27 +25,25 @@ from .terminal import interactive
     "op_name",
     metavar="NAME",
     required=True,
-    help="The op it claims to be; `list` shows all and what each is given.",
+    help="The op it claims to be; `list` shows all.",
 )
 @click.option("--program", metavar="COMMAND", help="Judge a program instead: run as COMMAND IN.npz OUT.npz.")
 @click.option("--dtype", default="float32", show_default=True, help="float32, bfloat16 or float16.")
-@click.option("--arrays", default=None, help="jax (default), numpy, torch or cupy: what the kernel takes.")
+@click.option("--arrays", default=None, help="What it takes: jax (default), numpy, torch, cupy.")
 @click.option("--jit", is_flag=True, help="Compile a JAX kernel before it is called.")
 @click.option("--supports", multiple=True, metavar="NAME=V,V", help="What it can do: k=64,128 or causal=true.")
 @click.option("--quick", is_flag=True, help="Stop after some seconds.")
 @click.option("--only", metavar="TRIAL", help="Repeat one trial of an earlier report.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object.")
 def command(kernel, op_name, program, dtype, arrays, jit, supports, quick, only, as_json) -> None:
-    """Judge FUNCTION of FILE.py, any callable that takes an op's arrays, and exit with 1 if it is wrong.
-
-    It is held to the op's float64 definition on many shapes, options and nasty inputs, and to laws that correct
-    kernels obey. A case it does not take (a missing keyword, or a value not in --supports) is reported as not
-    covered. FILE.py is executed.
+    """Judge FUNCTION of FILE.py, any callable that takes an op's arrays, and exit with 1 if it is wrong. FILE.py
+    is executed. The function is held to the op's float64 definition on many shapes, options and nasty inputs, and
+    to laws that correct kernels obey. What it does not take (a missing keyword, or a value not in --supports) is
+    reported as not covered.
 
     \b
     Examples:
       minillm validate my_kernels.py:flash --op attention --dtype bfloat16 --jit
-      minillm validate my_kernels.py:flash --op attention --supports k=64,128
       minillm validate my_kernels.py:flash --op attention --arrays torch --quick
       minillm validate --program ./flash --op attention
     """

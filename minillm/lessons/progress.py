@@ -1,11 +1,10 @@
 """Progress: how far one came in each lesson, kept as JSON in the cache folder."""
 
 import json
-import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from ..folders import cache_folder
+from ..folders import cache_folder, whole
 
 
 @dataclass
@@ -33,6 +32,5 @@ def write_progress(name: str, progress: Progress) -> None:
     """Keep one lesson's progress."""
     path, known = progress_file(), read_progress() | {name: progress}
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(f".{os.getpid()}.part")
-    part.write_text(json.dumps({name: asdict(one) for name, one in known.items()}, indent=1))
-    os.replace(part, path)
+    with whole(path) as draft:
+        draft.write_text(json.dumps({name: asdict(one) for name, one in known.items()}, indent=1))

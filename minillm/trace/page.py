@@ -8,7 +8,6 @@ base64, in which no prompt, however it looks, can be taken for HTML.
 
 import base64
 import json
-import os
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,6 +17,7 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 
+from ..folders import whole
 from ..lm import LM
 from ..model import Model
 from ..tokenizer import Tokenizer
@@ -32,9 +32,8 @@ CHANNELS = 64  # of a feed-forward layer's
 
 def write_page(target: Path, text: str) -> None:
     """Write a page in one step."""
-    part = target.with_name(f"{target.name}.{os.getpid()}.part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, target)
+    with whole(target) as draft:
+        draft.write_text(text, encoding="utf-8")
 
 
 def page_of(

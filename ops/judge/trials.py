@@ -133,9 +133,9 @@ def infinite_fault(op: Op, found: tuple, ideal: Ideal) -> str | None:
 def first_wrong(name: str, y: np.ndarray, rather: str, exact: np.ndarray, wrong: np.ndarray) -> str:
     """`y[0, 1] is nan, the definition gives 0.5; 2 of 8 are wrong`."""
     place = tuple(int(i) for i in np.argwhere(wrong)[0])
-    value = np.asarray(y, np.float64)[place]
-    many = f"{wrong.sum()} of {wrong.size} are wrong"
-    return f"{name}{list(place)} is {value:.9g}, {rather} {exact[place]:.9g}; {many}"
+    value, many = np.asarray(y, np.float64)[place], f"{wrong.sum()} of {wrong.size} are wrong"
+    other = "expected a number" if np.isnan([value, exact[place]]).all() else f"{rather} {exact[place]:.9g}"
+    return f"{name}{list(place)} is {value:.9g}, {other}; {many}"
 
 
 def judge_exact(op: Op, found: tuple, ideal: Ideal) -> Outcome | None:

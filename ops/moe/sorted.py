@@ -49,5 +49,5 @@ def through_experts(
     order = jnp.argsort(expert)
     sizes = jnp.bincount(expert, length=e).astype(jnp.int32)
     y = run(x[order // m], sizes)[jnp.argsort(order)].reshape(t, m, -1)  # back in the order of pairs
-    y = jnp.where((experts < e)[:, :, None], weights.astype(wide)[:, :, None] * y, 0)
+    y = jnp.where((experts < e)[:, :, None], weights.astype(wide)[:, :, None] * y.astype(wide), 0)
     return jnp.sum(y, axis=1).astype(x.dtype), sizes

@@ -11,6 +11,8 @@ from minillm.cli.generate import BUNDLED, OPENING, read_prompt
 from minillm.errors import UserError
 from minillm.folders import bundled_models
 
+pytestmark = pytest.mark.usefixtures("quick_programs")
+
 
 def test_the_model_that_is_taken_by_default_is_there():
     assert BUNDLED in bundled_models()
@@ -18,9 +20,9 @@ def test_the_model_that_is_taken_by_default_is_there():
 
 def test_nothing_said_at_a_terminal_opens_a_recipe(monkeypatch):
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(isatty=lambda: True))
-    assert read_prompt(None, BUNDLED) == OPENING
-    with pytest.raises(UserError, match="there is no prompt"):
-        read_prompt(None, "smollm2-135m")
+    assert read_prompt(None, OPENING) == OPENING
+    with pytest.raises(UserError, match="there is no text; give one"):
+        read_prompt(None)
 
 
 def test_a_recipe_comes_out():

@@ -16,6 +16,8 @@ import pytest
 
 from minillm.cli import main
 
+pytestmark = pytest.mark.usefixtures("quick_programs")
+
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
@@ -89,10 +91,7 @@ def test_a_system_message_needs_a_chat(tiny):
     assert "give --chat as well" in result.stderr
 
 
-def test_help_fits_a_screen_and_names_the_commands(tiny):
-    result = run("chat", "--help")
-    assert len(result.stdout.splitlines()) <= 40
-    assert "minillm chat" in result.stdout
+def test_help_lists_the_commands(tiny):
     said = talk(tiny, "/help").stderr
     assert re.findall(r"^/\w+", said, re.M) == ["/reset", "/system", "/save", "/quit", "/help"]
 
@@ -136,7 +135,7 @@ class Terminal:
         self.seen = self.seen[found.end() :]
 
 
-def test_at_a_terminal_ctrl_c_ends_the_answer_ctrl_d_the_program_and_lines_come_back(tmp_path, monkeypatch):
+def test_at_a_terminal_ctrl_c_ends_an_answer_ctrl_d_the_program_and_a_paste_is_one_turn(tmp_path, monkeypatch):
     monkeypatch.setitem(files.CONFIG, "max_position_embeddings", 1 << 20)
     monkeypatch.setenv("MINILLM_CACHE", str(tmp_path / "cache"))
     endless, saved = str(files.write_gguf(tmp_path / "endless.gguf")), tmp_path / "talk.json"
@@ -145,13 +144,16 @@ def test_at_a_terminal_ctrl_c_ends_the_answer_ctrl_d_the_program_and_lines_come_
         seen.until("> ")
         seen.type("/bye\n")
         seen.until("no command.*> ")
-        seen.type("hello\n")
-        seen.until(r"hello\r\n.*\S")
+        seen.type("\x1b[200~hello\nyou\x1b[201~\n")  # as a terminal sends what is pasted
+        seen.until(r"you.*\x1b\[\?2004l\r\s*\S")
         seen.process.send_signal(signal.SIGINT)
         seen.until("> ")
         seen.type(f"/save {saved}\n")
         seen.until("2 messages.*> ")
         seen.type("\x04")
         assert seen.process.wait(timeout=60) == 0
-    assert json.loads(saved.read_text())[1]["content"]
-    assert (tmp_path / "cache" / "chat_history").read_text().splitlines() == ["/bye", "hello", f"/save {saved}"]
+    question, answer = json.loads(saved.read_text())
+    assert question["content"] == "hello\nyou"
+    assert answer["content"]
+    remembered = (tmp_path / "cache" / "chat_history").read_text().splitlines()
+    assert remembered == ["/bye", "hello", "you", f"/save {saved}"]

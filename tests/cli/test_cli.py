@@ -1,17 +1,20 @@
 import json
+import re
 import signal
 import subprocess
 import sys
-import time
 
 import click.testing
 import files
 import pytest
+from click import Context, Option
 
 import minillm
 from minillm.cli import main
 from minillm.cli.terminal import printable
 from minillm.evaluate.logprobs import log_probs
+
+pytestmark = pytest.mark.usefixtures("quick_programs")
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +55,12 @@ def test_a_pipe_gets_the_continuation_and_nothing_else(tiny):
     assert result.stderr == ""
     expected = json.loads(generate(tiny, "hello", "--temperature", "0", "--json").stdout)["text"]
     assert result.stdout == expected + "\n"
+
+
+def test_options_have_the_names_that_fingers_know(tiny):
+    said = generate(tiny, "hello", "--temperature", "0").stdout
+    assert run("generate", "-m", tiny, "-n", "8", "--temp", "0", "-p", "hello").stdout == said
+    assert_refused(generate(tiny, "hello", "-p", "hello"), "PROMPT does not go with --prompt")
 
 
 def test_json_is_one_object_with_the_promised_keys(tiny):
@@ -129,14 +138,17 @@ def test_stats_compare_with_the_memorys_bandwidth(tiny):
 def test_bad_options_and_prompts_are_refused_in_one_line(tiny, tmp_path):
     assert_refused(generate(tiny, "hello", "--temperature", "warm"), "--temperature", "warm")
     assert_refused(generate(tiny, "hello", "--colour"), "--colour")
-    assert_refused(run("generte"), "generte")
+    assert_refused(run("generte"), "No such command 'generte'; minillm --help shows what there is")
+    assert_refused(run("-v"), "No such option '-v'; minillm --help shows what there is")
+    assert_refused(run("list", "-v"), "No such option '-v'; minillm list --help shows what there is")
+    assert_refused(generate(tiny, "hello", "you"), 'extra argument (you), as in: minillm generate "Recipe')
     assert_refused(generate(tiny, ""), "prompt is empty")
     assert_refused(generate(tiny, "x" * 500), "500 tokens", "128")
     assert_refused(generate(tiny, "hello", "--temperature", "-1"), "temperature is -1.0")
     assert_refused(generate(tiny, "-", stdin=b"caf\xe9"), "not UTF-8", "byte 3")
     assert_refused(generate(tiny, stdin=b""), "standard input is empty")
     assert_refused(generate(tiny, "-", stdin=b"\n"), "standard input is empty")
-    assert_refused(generate(tiny, "hello", "--dtype", "float16"), "dtype is 'float16'", "float32 or bfloat16")
+    assert_refused(generate(tiny, "hello", "--dtype", "float16"), "'float16' is not one of 'float32', 'bfloat16'")
     assert_refused(generate(tiny, "hello", "--dtype", "bfloat16", "--quant", "q8_0"), "--quant", "--dtype")
     assert_refused(generate(tiny, "hello", "--logprobs", "2", "--cache", "int8"), "--logprobs", "--cache")
     assert_refused(generate(tiny, "hello", "--logprobs", "-1"), "--logprobs")
@@ -147,6 +159,23 @@ def test_bad_options_and_prompts_are_refused_in_one_line(tiny, tmp_path):
     folder = files.write_folder(tmp_path / "no-tokenizer")
     assert_refused(run("generate", "--model", str(folder), "x"), "no tokenizer")
     assert_refused(run("generate", "--model", str(folder), "--chat", "x"), "no tokenizer")
+
+
+def test_what_a_command_lacks_is_named_with_an_example():
+    missing = "minillm: Missing argument 'MODEL', as in: minillm tokenize tiny-transformer \"Recipe: Tomato Soup\""
+    assert run("tokenize").stderr == missing + "\n"
+    assert_refused(run("trace", "x"), "--output", 'as in: minillm trace "Recipe: Tomato Soup" -o trace.html')
+
+
+def test_help_explains_the_options_used_often_and_names_the_others_that_help_all_explains():
+    short, whole = (run("generate", option).stdout for option in ("--help", "--help-all"))
+    command = main.get_command(Context(main), "generate")
+    assert command
+    for option in (max(one.opts, key=len) for one in command.params if isinstance(one, Option)):
+        assert option in short
+        assert re.search(rf"^  (-\w, )?{option}.*  \w", whole, re.MULTILINE), option
+    assert "--top-p P" in whole
+    assert "--top-p P" not in short
 
 
 def test_text_of_a_damaged_file_cannot_break_the_one_line(tiny, tmp_path):
@@ -181,10 +210,17 @@ def spawn(*arguments: str) -> subprocess.Popen:
     )
 
 
-def test_ctrl_c_ends_with_the_text_so_far_and_no_traceback(tmp_path, monkeypatch):
-    monkeypatch.setitem(files.CONFIG, "max_position_embeddings", 1 << 20)
-    endless = str(files.write_gguf(tmp_path / "endless.gguf"))
-    process = spawn("generate", "--model", endless, "--max-tokens", "1000000", "hello", "--temperature", "0")
+@pytest.fixture(scope="module")
+def endless(tmp_path_factory):
+    """The words of a command that has no end."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(files.CONFIG, "max_position_embeddings", 1 << 20)
+        model = str(files.write_gguf(tmp_path_factory.mktemp("endless") / "endless.gguf"))
+    return "generate", "--model", model, "--max-tokens", "1000000", "hello", "--temperature", "0"
+
+
+def test_ctrl_c_ends_with_the_text_so_far_and_no_traceback(endless):
+    process = spawn(*endless)
     assert process.stdout
     first = process.stdout.read(1)
     process.send_signal(signal.SIGINT)
@@ -194,12 +230,28 @@ def test_ctrl_c_ends_with_the_text_so_far_and_no_traceback(tmp_path, monkeypatch
     assert (first + rest).endswith(b"\n")
 
 
-def test_ctrl_c_while_starting_leaves_no_traceback(tiny):
-    process = spawn("generate", "--model", tiny, "--max-tokens", "4000", "hello")
-    time.sleep(0.7)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=30)
-    assert b"Traceback" not in err, err.decode()
+IMPORTING = """
+import signal, sys
+from minillm.cli.terminal import no_ctrl_c_in_imports
+
+sys.path.insert(0, sys.argv[1])
+signal.signal(signal.SIGINT, signal.default_int_handler)
+with no_ctrl_c_in_imports():
+    try:
+        signal.raise_signal(signal.SIGINT)
+    except KeyboardInterrupt:
+        print("heard")
+    import stopped
+"""
+
+
+def test_ctrl_c_within_an_import_ends_the_process_whatever_the_module_would_make_of_it(tmp_path):
+    (tmp_path / "stopped.py").write_text(
+        "import signal\ntry: signal.raise_signal(2)\nexcept BaseException: print(1)"
+    )
+    command = [sys.executable, "-c", IMPORTING, str(tmp_path)]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert (result.returncode, result.stdout, result.stderr) == (130, "heard\n", "")
 
 
 def test_help_does_not_import_jax():
@@ -209,24 +261,11 @@ def test_help_does_not_import_jax():
     assert result.stdout.strip().endswith("False")
 
 
-def test_a_reader_that_closes_the_pipe_is_not_an_error(tiny):
-    process = spawn("generate", "--model", tiny, "--max-tokens", "100", "hello")
+def test_a_reader_that_closes_the_pipe_is_not_an_error(endless):
+    process = spawn(*endless)
     assert process.stdout
     process.stdout.close()
     process.wait(timeout=60)
     assert process.stderr
     assert b"Traceback" not in process.stderr.read()
     process.stderr.close()
-
-
-@pytest.mark.parametrize("cause", [KeyboardInterrupt(), ImportError("no"), ValueError("other")])
-def test_ctrl_c_is_known_behind_what_libraries_make_of_it(cause):
-    from minillm.cli import interrupted
-
-    try:
-        try:
-            raise cause
-        except BaseException:
-            raise ImportError("cannot be imported")  # noqa: B904
-    except ImportError as error:
-        assert interrupted(error) == isinstance(cause, KeyboardInterrupt)

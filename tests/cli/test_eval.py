@@ -13,6 +13,7 @@ from click.testing import CliRunner
 import minillm
 from minillm import evaluate
 from minillm.cli import main
+from minillm.cli.eval import writing
 from minillm.evaluate import quality
 
 TEXTS = [f"Text number {i}, {'x' * i}.\n" for i in range(6)]  # of a length that fills the same program
@@ -75,13 +76,6 @@ def stop_after(monkeypatch, units: int) -> None:
 
 
 TALLIED = evaluate.tallied
-
-
-def test_help_fits_a_screen_and_has_an_example():
-    result = run("--help")
-    assert result.exit_code == 0
-    assert len(result.stdout.splitlines()) <= 40
-    assert "minillm eval tiny-transformer --quant q4_k" in result.stdout
 
 
 def test_the_figures_are_those_of_the_library(model, other, text):
@@ -185,6 +179,13 @@ def test_what_is_there_is_not_overwritten(model, text, tmp_path):
     (tmp_path / "out.json").write_text("mine")
     assert_refused(run(model, "--text", text, "--output", tmp_path / "out.json"), "out.json is there already")
     assert (tmp_path / "out.json").read_text() == "mine"
+
+
+def test_two_runs_do_not_write_one_file(model, text, tmp_path):
+    with writing(tmp_path / "out.json"):
+        refused = run(model, "--text", text, "--output", tmp_path / "out.json")
+    assert_refused(refused, "out.json is being written by another run")
+    assert [path.name for path in tmp_path.glob("out*")] == []
 
 
 def test_texts_that_cannot_be_measured_on_are_named(model, tmp_path):

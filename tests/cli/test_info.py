@@ -10,6 +10,7 @@ from click.testing import CliRunner
 import minillm
 from minillm.cli import main
 from minillm.cli.info import parts, spans, tokens
+from minillm.cli.terminal import size
 from minillm.tokenizer import Tokenizer
 
 
@@ -69,6 +70,13 @@ def test_a_tokenizer_is_described_with_what_it_adds_and_what_ends(tmp_path):
         assert re.search(line, shown), line
     assert "a chat template" in info(files.write_gguf(tmp_path / "tiny.gguf"))
     assert re.search("tokenizer +none", info(files.write_folder(tmp_path / "folder")))
+
+
+def test_the_bytes_of_the_files_are_more_than_those_of_the_tensors(tmp_path):
+    path = files.write_gguf(tmp_path / "tiny.gguf")
+    stored = sum(array.nbytes for array in files.hf_tensors().values())
+    assert path.stat().st_size > stored
+    assert re.search(f"on disk +{size(path.stat().st_size)}, of which {size(stored)} are ", info(path))
 
 
 def test_no_name_can_steer_a_terminal(tmp_path):

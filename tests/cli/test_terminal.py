@@ -5,8 +5,10 @@ import sys
 import pytest
 
 import minillm
-from minillm.cli import generate
+from minillm.cli import generate, main, terminal
 from minillm.cli.terminal import meter
+
+pytestmark = pytest.mark.usefixtures("quick_programs")
 
 
 def test_a_meter_fills_up_and_has_one_length():
@@ -23,7 +25,7 @@ def test_somebody_at_a_terminal_sees_how_far_the_weights_are_and_a_pipe_does_not
     monkeypatch.setattr(sys.stdout, "isatty", lambda: watched)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: watched)
     monkeypatch.setattr(generate, "meter", lambda *step: said.append(step) or "")
-    asked = generate.Asked("tiny-transformer", None, "float32", False, None)
+    asked = generate.Asked("tiny-transformer", quant=None, dtype="float32", mesh=None, chat=False, system=None)
     generate.start("Recipe", asked, {"max_tokens": 1, "temperature": 0.0})
     assert said
     assert bool(capsys.readouterr().err) == watched
@@ -38,3 +40,13 @@ def test_progress_counts_the_bytes_of_the_weights_to_the_last_one():
     assert sorted(done) == list(done)
     assert set(of) == {done[-1]}
     assert len(said) > 10
+
+
+@pytest.mark.parametrize("name", ["NO_COLOR", "TERM", "OTHER"])
+def test_who_wants_no_colours_gets_none(name, monkeypatch, capsys):
+    monkeypatch.setattr(terminal, "interactive", lambda: True)
+    for one in ("NO_COLOR", "TERM"):
+        monkeypatch.delenv(one, raising=False)
+    monkeypatch.setenv(name, "dumb")
+    main.main(["tokenize", "tiny-draft", "a"], standalone_mode=False)
+    assert ("\x1b[2m" in capsys.readouterr().err) == (name == "OTHER")

@@ -75,6 +75,10 @@ def test_all_runs_without_a_terminal(tmp_path, monkeypatch, capfd):
     result = run("--all")
     assert result.exit_code == 0
     assert "\n42\n" in capfd.readouterr().out  # of another process
+    assert read_progress()["01_small"].steps == 1
+    path.write_text(path.read_text() + "\n# %%\nraise ValueError\n")
+    assert isinstance(run("1", "--all").exception, ValueError)
+    assert read_progress()["01_small"].steps == 1
 
 
 def test_a_progress_file_that_is_damaged_is_no_progress(tmp_path):

@@ -221,6 +221,7 @@ def test_content_is_never_read_as_a_template():
         "{% import '/etc/passwd' as x %}",
         "{% extends '/etc/passwd' %}",
         "{{ raise_exception('no') }}",
+        "{{ raise_exception('two\nlines and \x1b[2J' + 'x' * 10**6) }}",
         "{% for m in messages %}",
         "{{ undefined.attribute }}",
         "{{ 1 // 0 }}",
@@ -234,7 +235,7 @@ def test_content_is_never_read_as_a_template():
 def test_a_template_that_fails_or_reaches_out_is_refused(template):
     with pytest.raises(UserError, match="chat template failed") as caught:
         text_of(template, HELLO)
-    assert "\n" not in str(caught.value)
+    assert str(caught.value).isprintable()
     assert len(str(caught.value)) < 300
 
 

@@ -5,11 +5,14 @@ import json
 
 import pytest
 import sentencepiece
+import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import models, pre_tokenizers
 
 from minillm.checkpoint.vocabulary import tokenizer_from_folder
 from minillm.errors import UserError
+from minillm.tokenizer import Bytes, Tokenizer
 
 TEXT = ["the quick brown fox jumps over the lazy dog", "a small text\nof two lines", "Привет, мир", "1234567890"]
 
@@ -86,3 +89,12 @@ def test_a_file_that_is_no_model_is_refused(tmp_path):
         (tmp_path / "tokenizer.model").write_bytes(content)
         with pytest.raises(UserError, match=r"tokenizer.model: not a model the sentencepiece library can read"):
             tokenizer_from_folder(tmp_path)
+
+
+def test_a_library_that_gives_up_on_a_text_is_one_sentence():
+    library = tokenizers.Tokenizer(models.BPE({"a": 0}, []))
+    endless = pre_tokenizers.Split(tokenizers.Regex("(a+)+$"), "isolated")  # its regular expressions are bounded
+    library.pre_tokenizer = endless  # pyright: ignore[reportAttributeAccessIssue]
+    with pytest.raises(UserError, match=r"the checkpoint's tokenizer failed: .*retry-limit") as caught:
+        Tokenizer(Bytes(library)).encode("a" * 40 + "!")
+    assert "\n" not in str(caught.value)

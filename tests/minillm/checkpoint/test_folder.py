@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
+from tokenizers import Tokenizer, models
 
 import minillm
 from minillm.archs.tensors import HalfSplit, Stack, Tensor, View
@@ -131,16 +132,37 @@ def break_file(name: str, content: bytes | None):
     return broken
 
 
+# Two that the library reads: one that it fails with later, and one that would make it fill the memory.
+NO_SUCH_TOKEN = {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "x", "type_id": 0}}]}
+DOUBLED = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}
+
+
+def processed(step: dict) -> bytes:
+    return described(post_processor={**step, "pair": [], "special_tokens": {}})
+
+
+def normalised(steps: list[dict]) -> bytes:
+    return described(normalizer={"type": "Sequence", "normalizers": steps})
+
+
+def described(**parts: Any) -> bytes:
+    """The content of a tokenizer.json."""
+    return json.dumps(json.loads(Tokenizer(models.BPE({"a": 0}, [])).to_str()) | parts).encode()
+
+
 FAULTS = {
     "has no config.json": break_file("config.json", None),
     "cannot be read as JSON": break_file("config.json", b"{"),
     "holds a list": break_file("config.json", b"[]"),
+    r"config.json: .*'a\\nb' is a key": break_file("config.json", b'{"a\\nb": 16}'),
     "'hidden_size' is there twice": break_file("config.json", b'{"hidden_size": 16, "hidden_size": 16}'),
     "cannot be read as JSON: maximum": break_file("config.json", b"[" * 100_000),
     "neither model.safetensors": break_file("model.safetensors", None),
     "header length is 4611686018427387904": break_file("model.safetensors", struct.pack("<Q", 2**62) + bytes(99)),
     r"model_type is (a list|\[\[)": break_file("config.json", b'{"model_type": ' + b"[" * 900 + b"]" * 900 + b"}"),
     "tokenizers library": break_file("tokenizer.json", b"{}"),
+    "no entry found for key": break_file("tokenizer.json", processed(NO_SUCH_TOKEN)),
+    "a text over 1000 times as long": break_file("tokenizer.json", normalised([DOUBLED] * 10)),
 }
 
 

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 import tiny
+from safetensors import SafetensorError
 
 import minillm
 from minillm.checkpoint.folder_writer import write_folder
@@ -47,6 +48,19 @@ def test_nothing_is_overwritten_and_nothing_half_written_is_left(tmp_path):
         values = json.loads((folder / "config.json").read_text())
         write_folder(tmp_path / "other", model, values, more={"bad": None})  # pyright: ignore[reportArgumentType]
     assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    "error", [SafetensorError("No space left on device"), OSError(28, "No space left on device")]
+)
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path, monkeypatch, error):
+    def full(*_, **options):
+        raise error
+
+    monkeypatch.setattr("minillm.checkpoint.folder_writer.save_file", full)
+    with pytest.raises(UserError, match=r"out: cannot be written: .*No space left on device"):
+        written(tmp_path)
+    assert not list(tmp_path.glob("*out*"))
 
 
 def test_a_config_of_another_model_is_refused(tmp_path):

@@ -167,6 +167,11 @@ CHANGES = {
     ),
     "ffn_up.weight has shape": lambda m, t: t.update({"blk.0.ffn_up.weight": t["token_embd.weight"]}),
     "do not fit the tokens": lambda m, t: m.update({"tokenizer.ggml.merges": ["zzz yyy"]}),
+    "do not fit the tokens: .* Token": lambda m, t: m.update({"tokenizer.ggml.merges": ["a \n" + "b" * 999]}),
+    "tokenizer.ggml.pre is 'xxx": lambda m, t: m.update({"tokenizer.ggml.pre": "x" * 999}),
+    "general.architecture is 'granitehybrid', not": lambda m, t: m.update(
+        {"general.architecture": "granitehybrid"}
+    ),
     "eos_token_id is 9999": lambda m, t: m.update({"tokenizer.ggml.eos_token_id": 9999}),
     "one type for each": lambda m, t: m.update({"tokenizer.ggml.token_type": [1]}),
     "not a list of strings": lambda m, t: m.update({"tokenizer.ggml.merges": 7}),
@@ -177,10 +182,12 @@ CHANGES = {
 def test_metadata_and_tensors_that_do_not_fit_are_named(message, tmp_path, monkeypatch):
     source = rewritten(tmp_path, CHANGES[message])
     monkeypatch.setattr("minillm.checkpoint.loader.GGUF", lambda path: source)
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=message) as caught:
         checkpoint = open_checkpoint(tmp_path / "changed.gguf")
         checkpoint.shapes()
         minillm.checkpoint.vocabulary.tokenizer_from_gguf(source.metadata, source.where)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 800
 
 
 def test_a_bos_token_with_an_odd_name_is_put_in_front_all_the_same(tmp_path):

@@ -70,5 +70,6 @@ def test_a_file_gives_the_logits_of_its_decoded_weights(kind, form, tmp_path):
     folder = files.write_folder(tmp_path / "m", values, plain)
     tokens = np.random.default_rng(0).integers(0, V, (1, 48))
     expected = minillm.load(folder).logits(tokens)
-    assert form in {GGUF(path).dtype(name) for name in GGUF(path).names()}
+    source = GGUF(path)
+    assert form in {source.dtype(name) for name in source.names()}
     assert np.abs(minillm.load(path).logits(tokens) - expected).max() <= TOLERANCE * np.abs(expected).max()

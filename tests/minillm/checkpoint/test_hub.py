@@ -78,6 +78,12 @@ def test_a_name_that_is_none_is_refused_before_anything_is_read(cache, name):
             look(name)
 
 
+def test_who_leaves_out_the_prefix_is_told():
+    for arguments in (["pull", "org/tiny"], ["info", "org/tiny"]):
+        assert ", or hf:org/tiny of the hub" in CliRunner().invoke(main, arguments).stderr
+    assert "hub" not in CliRunner().invoke(main, ["info", "tiny"]).stderr
+
+
 def test_without_the_library_one_sentence_names_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     assert list(hub.cached_models()) == []

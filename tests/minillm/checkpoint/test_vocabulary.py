@@ -9,19 +9,23 @@ import files
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models
+from tokenizers import AddedToken, Tokenizer, models
 from vocabularies import V, cut_as, folder_with, model_file, original, rebuilt
 
 from minillm.checkpoint.pieces import (
     BYTE,
+    BYTES,
     CONTROL,
+    FIXED32,
     NORMAL,
     UNKNOWN,
     UNUSED,
     USER_DEFINED,
+    VARINT,
     PieceModel,
     field,
     fields,
+    varint,
 )
 from minillm.checkpoint.vocabulary import tokenizer_from_folder, tokenizer_from_gguf, tokenizer_to_gguf
 from minillm.errors import UserError
@@ -156,8 +160,9 @@ NUMBERED = st.tuples(st.integers(1, 1000), st.integers(0, 2**63) | st.binary() |
 
 @given(st.lists(NUMBERED, max_size=8))
 def test_messages_are_read_as_they_were_written(wanted):
+    forms = {int: VARINT, bytes: BYTES, float: FIXED32}
     found = list(fields(b"".join(field(number, value) for number, value in wanted)))
-    assert repr(found) == repr(wanted)  # so that NaN is NaN
+    assert repr(found) == repr([((number, forms[type(value)]), value) for number, value in wanted])  # NaN is NaN
 
 
 @pytest.mark.parametrize("kind", ["bpe", "unigram"])
@@ -204,6 +209,84 @@ def test_tokens_that_cannot_be_added_are_named(decoder, message, tmp_path):
     folder = folder_with(tmp_path, model=model_file("bpe"), added_tokens_decoder=decoder)
     with pytest.raises(UserError, match=message):
         tokenizer_from_folder(folder)
+
+
+GROUP = varint(100 << 3 | 3) + varint(100 << 3 | 4)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (GROUP, "cannot be read as a sentencepiece model: field 100 is a group"),
+        (field(1, field(1, b"\xff") + field(2, -1.0)), "not a model the sentencepiece library can read: 'utf-8'"),
+        (2 * field(1, field(1, b"\xff")), "not a model the sentencepiece library can read"),
+    ],
+)
+def test_a_model_with_more_to_it_than_text_is_named(more, message, tmp_path):
+    added = {"1": {"content": "<s>", "special": True}}
+    folder = folder_with(tmp_path, model=model_file("bpe"), added_tokens_decoder=added)
+    (folder / "tokenizer.model").write_bytes(model_file("bpe") + more)
+    with pytest.raises(UserError, match=message) as caught:
+        tokenizer_from_folder(folder)
+    assert str(folder / "tokenizer.model") in str(caught.value)
+
+
+def test_fields_of_another_form_are_other_fields_as_to_the_library(tmp_path):
+    data = model_file("bpe") + varint(1 << 3) + varint(5) + field(2, field(3, 1.0))
+    assert PieceModel.read(data, "") == PieceModel.read(model_file("bpe"), "")
+    assert original(data).EncodeAsIds("the dog") == original(model_file("bpe")).EncodeAsIds("the dog")
+
+
+TURN = "<|im_end|>"
+
+
+def as_word_in_json(folder):
+    library = cut_as("qwen2")
+    library.add_tokens([AddedToken(TURN, normalized=False)])
+    folder_with(folder).joinpath("tokenizer.json").write_text(library.to_str())
+    return tokenizer_from_folder(folder)
+
+
+def as_word_in_settings(folder):
+    added = {"2050": {"content": TURN, "special": False}}
+    return tokenizer_from_folder(folder_with(folder, model=model_file("bpe"), added_tokens_decoder=added))
+
+
+def as_word_in_model(folder):
+    model = PieceModel.read(model_file("bpe"), "").with_added({2048: (TURN, False)})
+    return tokenizer_from_folder(folder_with(folder, model=model.written()))
+
+
+def as_word_in_gguf(model, kind):
+    def of(folder):
+        values = entries(model, pre="gpt-2", bos_token_id=0)
+        tokens, kinds = values["tokenizer.ggml.tokens"], values["tokenizer.ggml.token_type"]
+        tokens[1], kinds[1] = TURN, kind
+        return tokenizer_from_gguf(values, "some.gguf")
+
+    return of
+
+
+@pytest.mark.parametrize(
+    "made",
+    [as_word_in_json, as_word_in_settings, as_word_in_model]
+    + [as_word_in_gguf(model, kind) for model in ("gpt2", "llama") for kind in (NORMAL, USER_DEFINED)],
+)
+def test_a_token_that_can_only_be_of_turns_is_one_whatever_the_file_takes_it_for(made, tmp_path):
+    """Otherwise a message could write it."""
+    tokenizer = made(tmp_path)
+    end = tokenizer.backend.controls[TURN]
+    assert end in tokenizer.ends
+    assert end in tokenizer.encode(f"a{TURN}b")
+    assert end not in tokenizer.encode(f"a{TURN}b", special=False)
+
+
+@pytest.mark.parametrize(("named", "expected"), [("default", "{{ 1 }}"), ("tool_use", None)])
+def test_of_several_chat_templates_the_default_is_taken(named, expected, tmp_path):
+    several = [{"name": "rag", "template": "{{ 2 }}"}, {"name": named, "template": "{{ 1 }}"}]
+    tokenizer = tokenizer_from_folder(folder_with(tmp_path, pre="qwen2", chat_template=several))
+    assert tokenizer is not None
+    assert tokenizer.chat_template == expected
 
 
 def test_settings_put_bos_and_eos_around_a_text(tmp_path):

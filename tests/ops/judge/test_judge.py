@@ -15,7 +15,7 @@ from minillm.ops.judge import verdict
 from minillm.ops.judge.accuracy import UNIT32, Ideal, ratios, rounding_of
 from minillm.ops.judge.kernel import Kernel, to_library, to_numpy
 from minillm.ops.judge.report import Report
-from minillm.ops.judge.trials import Trial, run_trial
+from minillm.ops.judge.trials import Trial, first_wrong, run_trial
 from minillm.ops.norm import rms_norm, rms_norm_ref
 
 
@@ -356,6 +356,15 @@ def test_each_kind_of_fault_is_named(kernel, fault):
     faults = [failure.fault for failure in judge(kernel, shrink=False).failures]
     assert any(fault in one for one in faults)
     assert all(one.isprintable() and len(one) < 600 for one in faults)
+
+
+def test_of_two_results_that_are_not_numbers_neither_is_called_right():
+    nan, half = np.full(1, np.nan), np.full(1, 0.5)
+    told = [first_wrong("y", nan, "the other way", other, np.isnan(nan)) for other in (nan, half)]
+    assert [one.partition(";")[0] for one in told] == [
+        "y[0] is nan, expected a number",
+        "y[0] is nan, the other way 0.5",
+    ]
 
 
 def test_a_jax_kernel_may_not_donate_what_it_was_given():
