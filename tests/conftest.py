@@ -14,6 +14,20 @@ hypothesis.settings.register_profile("minillm", deadline=None, derandomize=True,
 hypothesis.settings.load_profile("minillm")
 
 
+def pytest_addoption(parser):
+    """`-m slow --share 2/3` runs every third of the slow tests, beginning with the second."""
+    parser.addoption("--share", metavar="K/N", default="1/1", help="every N-th of the chosen tests, from the K-th")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config, items):
+    """Leave the tests of other shares out, after those that `-m` and `-k` leave out."""
+    k, n = map(int, config.getoption("share").split("/"))
+    mine = items[k - 1 :: n]
+    config.hook.pytest_deselected(items=[item for place, item in enumerate(items) if place % n != k - 1])
+    items[:] = mine
+
+
 MAPS = Path("/proc/self/maps")
 MOST_MAPS = 30_000  # of the 65,530 that Linux grants a process
 

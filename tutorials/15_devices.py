@@ -342,8 +342,8 @@ assert max(held["tensor parallel"], held["sharded weights"]) < held["data parall
 # ## On a real accelerator's compiler
 #
 # Pretend devices show what is sent, not what a TPU would make of the program. Its compiler can tell without a TPU:
-# it comes in a package, `pip install 'minillm[aot-tpu]'`, and writes machine code for chips that are described to
-# it. What it gives cannot run here. But all that a compiler knows can be read off: whether the memory suffices, what
+# it comes in a package, `pip install 'minillm[aot-tpu]'`, and writes code for chips that are described to it. What
+# it gives cannot run here. But all that a compiler knows can be read off: whether the memory suffices, what
 # is sent, what lies where. (`minillm compile` asks it about whole models.)
 #
 # We take the layer from above at the size of a large model, for 16 tokens in bfloat16, and give the compiler shapes
