@@ -163,7 +163,8 @@ def int8(run: Run) -> Row:
         run.divergence(INT8, model),
         INT8,
         f"reading weights is {least[0]:.0f} ms of a step's {before:.0f} and {least[1]:.0f} of {after:.0f}: what is "
-        f"left, {before - least[0]:.0f} and {after - least[1]:.0f} ms, is small operations on narrow layers",
+        f"left, {before - least[0]:.0f} and {after - least[1]:.0f} ms, is small operations on narrow layers, and a "
+        "product of int8 that reads memory at a fraction of its speed (see the roofline)",
     )
 
 
