@@ -21,9 +21,9 @@ from jax.experimental import pallas as pl
 
 from ..pallas_gpu import chosen_sides, product, read, read_rows, run, side, write, write_rows
 from ..shapes import shaped
-from ..tiles import fill_up
 from .blocked import Running
-from .scores import SHAPES, check, positions
+from .scores import SHAPES, capped, check, positions, visible
+from .tiles import visible_tiles
 
 
 class Inputs(NamedTuple):
@@ -100,24 +100,10 @@ def visited_tiles(
     q_pos: jax.Array, k_pos: jax.Array, rows: int, s_block: int, causal: bool, window: int | None
 ) -> jax.Array:
     """Tiles of keys [b m 2], from the first to before the second, that each tile of queries [b t r] must visit."""
-    q_least, q_most = extremes(q_pos, rows)
-    k_least, k_most = extremes(k_pos, s_block)
-    q_least, q_most, k_least, k_most = q_least[:, :, None], q_most[:, :, None], k_least[:, None], k_most[:, None]
-    useful = (q_most >= 0) & (k_most >= 0)
-    if causal:
-        useful &= k_least <= q_most
-    if window is not None:
-        useful &= (q_least - k_most < window) & (k_least - q_most < window)
+    useful = visible_tiles(q_pos, k_pos, rows, s_block, causal=causal, window=window)
     first, left = jnp.argmax(useful, axis=2), jnp.argmax(useful[:, :, ::-1], axis=2)
     end = jnp.where(jnp.any(useful, axis=2), useful.shape[2] - left, 0)
     return jnp.stack([first, end], axis=2).astype(jnp.int32)
-
-
-def extremes(pos: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
-    """The least and the largest position in each tile [b n] of positions [b s]; without a token -1 is largest."""
-    pos = fill_up(pos, 1, size, -1).reshape(pos.shape[0], -1, size)
-    least = jnp.min(jnp.where(pos < 0, jnp.iinfo(jnp.int32).max, pos), axis=2)
-    return least, jnp.maximum(jnp.max(pos, axis=2), -1)
 
 
 def flash_kernel(
@@ -170,22 +156,6 @@ def own_rows(shape: tuple[int, ...], g: int, rows: int) -> tuple[jax.Array, jax.
     r = shape[2] // g
     m = pl.program_id(0) * rows + jnp.arange(rows, dtype=jnp.int32)
     return jax.lax.div(m, jnp.int32(r)), pl.program_id(1) * r + jax.lax.rem(m, jnp.int32(r)), m < shape[1] * r
-
-
-def visible(q_pos: jax.Array, k_pos: jax.Array, *, causal: bool, window: int | None) -> jax.Array:
-    """Bool [m n]: does the query at q_pos [m] see the key at k_pos [n]? As in `scores.py`, for one tile."""
-    here, there = q_pos[:, None], k_pos[None]
-    seen = (there >= 0) & (here >= 0)
-    if causal:
-        seen &= there <= here
-    if window is not None:
-        seen &= jnp.abs(here - there) < window
-    return seen
-
-
-def capped(score: jax.Array, softcap: float | None) -> jax.Array:
-    """Scores within -softcap … softcap."""
-    return score if softcap is None else softcap * jnp.tanh(score / softcap)
 
 
 def nothing_yet(m: int, j: int, sinks: jax.Array | None = None) -> Running:

@@ -21,8 +21,8 @@ from ..pallas_gpu import chosen_sides, product, read, read_rows, run, side, writ
 from ..shapes import shaped
 from .blocked import Running
 from .paged import SHAPES, check_table
-from .pallas_gpu import capped, finish, fold, nothing_yet, own_rows, visible
-from .scores import add_sinks, check
+from .pallas_gpu import finish, fold, nothing_yet, own_rows
+from .scores import add_sinks, capped, check, visible
 from .split import merge_attention
 
 

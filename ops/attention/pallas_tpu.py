@@ -29,7 +29,7 @@ from jax.experimental.pallas import tpu as pltpu
 from ..pallas_tpu import LANES, SUBLANES, product
 from ..shapes import shaped
 from ..tiles import fill_up, round_up
-from .scores import SHAPES, check, only_tokens, positions
+from .scores import SHAPES, capped, check, only_tokens, positions
 from .tiles import visible_tiles
 
 
@@ -219,11 +219,6 @@ def visible(q_pos: jax.Array, k_pos: jax.Array, *, causal: bool, window: int | N
     if window is not None:
         seen &= jnp.abs(q_pos - k_pos) < window
     return seen
-
-
-def capped(score: jax.Array, softcap: float | None) -> jax.Array:
-    """Scores within -softcap … softcap."""
-    return score if softcap is None else softcap * jnp.tanh(score / softcap)
 
 
 def begin(running: Running, sinks: jax.Array | None = None) -> None:

@@ -25,8 +25,8 @@ from ..pallas_tpu import places, product
 from ..shapes import shaped
 from ..tiles import fill_up
 from .paged import SHAPES, check_table, query_positions
-from .pallas_tpu import Running, begin, by_head, capped, end, fold, visible
-from .scores import check
+from .pallas_tpu import Running, begin, by_head, end, fold, visible
+from .scores import capped, check
 
 
 class Inputs(NamedTuple):

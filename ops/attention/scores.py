@@ -61,8 +61,8 @@ def visible(
     q_segment: jax.Array | None = None,
     k_segment: jax.Array | None = None,
 ) -> jax.Array:
-    """Bool [b t s]: does the query at q_pos [b t] see the key at k_pos [b s]?"""
-    here, there = q_pos[:, :, None], k_pos[:, None, :]
+    """Bool [b t s]: does the query at q_pos [b t] see the key at k_pos [b s]? A kernel may leave b out."""
+    here, there = q_pos[..., :, None], k_pos[..., None, :]
     seen = (there >= 0) & (here >= 0)
     if causal:
         seen &= there <= here
@@ -92,12 +92,16 @@ def scores(
     q = q.reshape(b, t, g, h // g, width)
     score = jnp.einsum("btgrk,bsgk->bgrts", q, only_tokens(k, k_pos), preferred_element_type=wide)
     score = score * (width**-0.5 if scale is None else scale)
-    if softcap is not None:
-        score = softcap * jnp.tanh(score / softcap)
+    score = capped(score, softcap)
     if alibi is not None:
         distance = jnp.abs(q_pos[:, :, None] - k_pos[:, None, :]).astype(wide)  # b t s
         score = score - alibi.astype(wide).reshape(g, -1, 1, 1) * distance[:, None, None]
     return jnp.where(seen[:, None, None], score, -jnp.inf)
+
+
+def capped(score: jax.Array, softcap: float | None) -> jax.Array:
+    """Scores within -softcap … softcap."""
+    return score if softcap is None else softcap * jnp.tanh(score / softcap)
 
 
 def only_tokens(x: jax.Array, k_pos: jax.Array) -> jax.Array:
