@@ -5,6 +5,8 @@ way than a product and a sum. Products with scales are not, so they are all done
 them.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 
@@ -16,7 +18,7 @@ from ..formats.rounding import power_of_two
 from ..shapes import shaped
 
 LONGEST_SUM = 2**31 // (255 * 128)  # of products of uint8 and int8
-LEAST_ROWS = 2  # with a lone row of bytes a product takes ten times as long (XLA 0.10 on a CPU)
+COLUMNS, FEW_ROWS, LONG_ROW = 4, 64, 1024  # measured with XLA 0.10 on a CPU, see `weights_first`
 
 
 @shaped("x: t d int, w: f d int, x_scale: t float, w_scale: f float, x_zero: t int")
@@ -132,12 +134,30 @@ def nvfp4_matmul(
 
 def int_product(x: jax.Array, w: jax.Array) -> jax.Array:
     """x w^T of integers [t d], [f d] in int32; two of int8 stay so, as processors have instructions for that."""
-    t = len(x)
-    if x.dtype == w.dtype == jnp.int8:
-        x = jnp.pad(x, ((0, max(LEAST_ROWS - t, 0)), (0, 0)))
-    else:
-        x, w = x.astype(jnp.int32), w.astype(jnp.int32)
-    return jax.lax.dot_general(x, w, (((1,), (1,)), ((), ())), preferred_element_type=jnp.int32)[:t]
+    if not x.dtype == w.dtype == jnp.int8:
+        return rows_first(x.astype(jnp.int32), w.astype(jnp.int32))
+    (t, d), few = x.shape, weights_first if len(x) <= FEW_ROWS else rows_first
+    return jax.lax.platform_dependent(x, w, cpu=few if t < COLUMNS or d >= LONG_ROW else rows_first, default=rows_first)
+
+
+def rows_first(x: jax.Array, w: jax.Array) -> jax.Array:
+    """x w^T as it is written."""
+    return jax.lax.dot_general(x, w, (((1,), (1,)), ((), ())), preferred_element_type=jnp.int32)
+
+
+def weights_first(x: jax.Array, w: jax.Array) -> jax.Array:
+    """(w x^T)^T: XLA for a CPU rearranges the second matrix at each product, which here is the small one.
+
+    It works on `COLUMNS` columns of that at a time. If t are fewer, g rows of weights become one of g d numbers,
+    and x stands g times in a matrix of zeros, each time further right: nothing is read twice, and longer rows are
+    read faster.
+    """
+    (t, d), f = x.shape, len(w)
+    g = math.gcd(f, COLUMNS // t) if t <= COLUMNS else 1
+    places = jnp.kron(jnp.eye(g, dtype=x.dtype), x)  # g t, g d
+    places = jnp.pad(places, ((0, max(2 - g * t, 0)), (0, 0)))  # a lone row would take another, slow way
+    y = jax.lax.optimization_barrier(rows_first(w.reshape(f // g, g * d), places))  # or XLA swaps them again
+    return y[:, : g * t].reshape(f, t).T
 
 
 def by_group(op: str, x: jax.Array, scales: jax.Array, size: int | None = None) -> jax.Array:
