@@ -91,7 +91,7 @@ def no_ctrl_c_in_imports() -> Iterator[None]:
 
     def heard(number: int, frame: FrameType | None) -> None:
         while frame is not None:
-            if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            if frame.f_code.co_name == "_find_and_load":  # of importlib, for a module that is not there yet
                 leave(130)
             frame = frame.f_back
         raise KeyboardInterrupt

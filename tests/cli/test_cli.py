@@ -231,7 +231,7 @@ def test_ctrl_c_ends_with_the_text_so_far_and_no_traceback(endless):
 
 
 IMPORTING = """
-import signal, sys
+import signal, sys, xml.dom
 from minillm.cli.terminal import no_ctrl_c_in_imports
 
 sys.path.insert(0, sys.argv[1])
@@ -241,6 +241,12 @@ with no_ctrl_c_in_imports():
         signal.raise_signal(signal.SIGINT)
     except KeyboardInterrupt:
         print("heard")
+    sys.setprofile(lambda frame, *_: frame.f_code.co_name == "_handle_fromlist" and signal.raise_signal(signal.SIGINT))
+    try:
+        from xml import dom
+    except KeyboardInterrupt:
+        print("heard")
+    sys.setprofile(None)
     import stopped
 """
 
@@ -251,7 +257,7 @@ def test_ctrl_c_within_an_import_ends_the_process_whatever_the_module_would_make
     )
     command = [sys.executable, "-c", IMPORTING, str(tmp_path)]
     result = subprocess.run(command, capture_output=True, text=True)
-    assert (result.returncode, result.stdout, result.stderr) == (130, "heard\n", "")
+    assert (result.returncode, result.stdout, result.stderr) == (130, "heard\nheard\n", "")
 
 
 def test_help_does_not_import_jax():
