@@ -136,8 +136,9 @@ def int_product(x: jax.Array, w: jax.Array) -> jax.Array:
     """x w^T of integers [t d], [f d] in int32; two of int8 stay so, as processors have instructions for that."""
     if not x.dtype == w.dtype == jnp.int8:
         return rows_first(x.astype(jnp.int32), w.astype(jnp.int32))
-    (t, d), few = x.shape, weights_first if len(x) <= FEW_ROWS else rows_first
-    return jax.lax.platform_dependent(x, w, cpu=few if t < COLUMNS or d >= LONG_ROW else rows_first, default=rows_first)
+    t, d = x.shape
+    few = 2 * t <= COLUMNS or (t <= FEW_ROWS and d >= LONG_ROW)
+    return jax.lax.platform_dependent(x, w, cpu=weights_first if few else rows_first, default=rows_first)
 
 
 def rows_first(x: jax.Array, w: jax.Array) -> jax.Array:
@@ -153,7 +154,7 @@ def weights_first(x: jax.Array, w: jax.Array) -> jax.Array:
     read faster.
     """
     (t, d), f = x.shape, len(w)
-    g = math.gcd(f, COLUMNS // t) if t <= COLUMNS else 1
+    g = math.gcd(f, COLUMNS // t) if 0 < t <= COLUMNS else 1
     places = jnp.kron(jnp.eye(g, dtype=x.dtype), x)  # g t, g d
     places = jnp.pad(places, ((0, max(2 - g * t, 0)), (0, 0)))  # a lone row would take another, slow way
     y = jax.lax.optimization_barrier(rows_first(w.reshape(f // g, g * d), places))  # or XLA swaps them again
