@@ -10,7 +10,6 @@ from flax import struct
 
 from .grouped import grouped_gradient, grouped_product
 
-
 FEW_ROWS = 64  # up to which `weights_first` is faster
 
 
