@@ -1,10 +1,10 @@
 """Reading prompts and greedy decoding, SmolLM2-135M in float32 and in few bits: `python -m bench.decode --peers`.
 
-Three tasks: one text, eight at once, a prompt of 512 tokens. Prints a table of each; with --peers it also writes
-results/decode.json. What compares is the ratio of two turns of one round: tokens a second depend on the machine and
-its mood. Decoding one text reads every weight once a token, so the memory bandwidth bounds it; the share of that
-bound says how much is left to win. --random-1b gives a Llama of a billion random weights the same to do, ours
-alone: its layers are as wide as those of models in use. It writes results/decode-1b.json.
+Four tasks: one text, eight at once, 32 at once, a prompt of 512 tokens. Prints a table of each; with --peers it
+also writes results/decode.json. What compares is the ratio of two turns of one round: tokens a second depend on the
+machine and its mood. Decoding one text reads every weight once a token, so the memory bandwidth bounds it; the
+share of that bound says how much is left to win. --random-1b gives a Llama of a billion random weights the same to
+do, ours alone: its layers are as wide as those of models in use. It writes results/decode-1b.json.
 """
 
 import statistics
@@ -29,7 +29,15 @@ from minillm.errors import UserError
 from minillm.model import Model
 from minillm.xla import memory_bandwidth
 
-from .peers import MODEL, PEER_PACKAGES, open_llama_cpp, open_minillm, open_transformers, require_peers
+from .peers import (
+    MODEL,
+    PEER_PACKAGES,
+    open_llama_cpp,
+    open_minillm,
+    open_transformers,
+    require_compiler,
+    require_peers,
+)
 from .report import ratio, rounded, span, spread, where_and_what, write
 from .timing import Contestant, Round, rotated, wait_for_quiet
 
@@ -39,7 +47,8 @@ TRANSFORMERS = {
     "transformers bf16": partial(open_transformers, "bfloat16"),
 }
 LLAMA_CPP = {f"llama.cpp {kind}": partial(open_llama_cpp, kind) for kind in ("F32", "Q8_0", "Q4_1")}
-PAIRS = [("minillm", other) for other in ("transformers", "llama.cpp F32")]
+COMPILED = "transformers compiled"  # for one text alone: each shape takes minutes of compiling
+PAIRS = [("minillm", other) for other in ("transformers", COMPILED, "llama.cpp F32")]
 PAIRS += [("minillm w8a8", other) for other in ("minillm", "transformers bf16", "llama.cpp Q8_0", "llama.cpp Q4_1")]
 BILLION = {
     "model_type": "llama",
@@ -53,6 +62,11 @@ BILLION = {
     "max_position_embeddings": 4096,
     "tie_word_embeddings": True,
 }
+
+
+def compiled(rows: int) -> dict[str, Any]:
+    """transformers compiled, for texts of so many tokens."""
+    return {COMPILED: partial(open_transformers, "float32", rows)}
 
 
 @dataclass(frozen=True)
@@ -71,9 +85,10 @@ class Task:
 
 
 TASKS = {
-    "one text": Task(1, 32, 64, TRANSFORMERS | LLAMA_CPP),
+    "one text": Task(1, 32, 64, TRANSFORMERS | compiled(32 + 64 + 1) | LLAMA_CPP),
     "eight at once": Task(8, 32, 64, TRANSFORMERS),
-    "a prompt of 512": Task(1, 512, 0, TRANSFORMERS | LLAMA_CPP),
+    "32 at once": Task(32, 32, 16, TRANSFORMERS),
+    "a prompt of 512": Task(1, 512, 0, TRANSFORMERS | compiled(512 + 1) | LLAMA_CPP),
 }
 
 # Each round continues the next tokens of it.
@@ -96,6 +111,7 @@ def main(peers: bool, random_1b: bool, rounds: int) -> None:
             raise UserError("--peers have no model of random weights; leave one of the two options out")
         if peers:
             require_peers()
+            require_compiler()
         report = measure(peers, BILLION if random_1b else None, rounds)
     except UserError as error:
         sys.exit(f"bench.decode: {error}")

@@ -6,6 +6,7 @@ the first one, which is the prefill. An end of text does not stop it. All of the
 """
 
 import os
+import shutil
 import tempfile
 import time
 from dataclasses import replace
@@ -54,27 +55,35 @@ def alone(lm: LM, prompt: list[int], n: int) -> tuple[list[int], float]:
 
 
 def together(lm: LM, prompts: list[list[int]], n: int) -> tuple[list[int], float]:
-    """Several texts by the engine; the clock starts when it has read all prompts."""
-    engine = Engine(lm, max_batch=len(prompts), context=len(prompts[0]) + n + 1, kind="contiguous")
-    requests = [engine.submit(prompt, max_tokens=n + 1, temperature=0.0) for prompt in prompts]
+    """Several texts by the engine: n steps of all of them, after the last has its first token."""
+    longest = n + 1 + len(prompts)  # the first texts go on while the others are read, and none may end
+    engine = Engine(lm, max_batch=len(prompts), context=len(prompts[0]) + longest, kind="contiguous")
+    requests = [engine.submit(prompt, max_tokens=longest, temperature=0.0) for prompt in prompts]
     while engine.waiting or not all(request.decodes for request in engine.order):
         engine.step()
-    before, there = sum(len(request.tokens) for request in requests), time.perf_counter()
-    engine.run()
-    seconds, tokens = time.perf_counter() - there, [token for request in requests for token in request.tokens]
-    # a few came while later prompts were read
-    return tokens, seconds * n * len(prompts) / (len(tokens) - before)
+    there = time.perf_counter()
+    for _ in range(n):
+        engine.step()
+    seconds = time.perf_counter() - there
+    return [token for request in requests for token in request.tokens[: n + 1]], seconds
 
 
-def open_transformers(dtype: str) -> Decode:
-    """LlamaForCausalLM, eager, by its own `generate`, which was no slower than a bare loop over its cache."""
+def open_transformers(dtype: str, rows: int | None = None) -> Decode:
+    """LlamaForCausalLM by its own `generate`, which was no slower than a bare loop over its cache.
+
+    Eager, unless a number of rows is given: then its cache is a static one of so many, and `torch.compile` makes
+    a program for the prompt and another for a token.
+    """
     torch = import_module("torch")
     torch.set_num_threads(THREADS)
-    model = transformers_model().to(getattr(torch, dtype))
+    model, cache = transformers_model().to(getattr(torch, dtype)), {}
+    if rows is not None:
+        model.forward = torch.compile(model.forward, dynamic=False)
+        cache = {"cache_implementation": "static", "max_cache_len": rows}
 
     def decode(prompts: list[list[int]], n: int) -> tuple[list[int], float]:
         tokens, clock = torch.tensor(prompts), Clock()
-        options = {"max_new_tokens": n + 1, "do_sample": False, "streamer": clock}
+        options = {"max_new_tokens": n + 1, "do_sample": False, "streamer": clock, **cache}
         out = model.generate(tokens, attention_mask=torch.ones_like(tokens), **options)
         asked, first, *_, last = [*clock.times, clock.times[-1]]
         return out[:, tokens.shape[1] :].flatten().tolist(), last - first if n else first - asked
@@ -194,3 +203,10 @@ def require_peers() -> None:
     lacking = [package for package in PEER_PACKAGES if find_spec(package) is None]
     if lacking:
         raise UserError(f"--peers needs {', '.join(lacking)}, not installed here; run: pip install -e '.[oracle]'")
+
+
+def require_compiler() -> None:
+    """UserError if `torch.compile` would find no C++ compiler."""
+    compiler = os.environ.get("CXX", "g++")
+    if shutil.which(compiler) is None:
+        raise UserError(f"--peers needs a C++ compiler for torch.compile, but {compiler} is not there; install it")
