@@ -5,6 +5,7 @@ bench/REPORT.md then shows every ratio in results/ with its spread, and the pict
 """
 
 import json
+import shutil
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -13,10 +14,12 @@ from typing import Any
 
 import click
 
+from .bars import table_of_bars
 from .peers import PEER_PACKAGES
 from .report import RESULTS, ratios_in, spread
 
 REPORT = Path(__file__).parent / "REPORT.md"
+MISSED = "Why some are missed is in [README.md](README.md#what-is-missed)."
 PEERS = ["--peers"] if all(find_spec(package) for package in PEER_PACKAGES) else []
 # What a short version is of each experiment.
 SHORT: dict[str, list[str]] = {
@@ -33,6 +36,7 @@ SHORT: dict[str, list[str]] = {
     "dispatch": ["--rounds", "5"],
     "ops": ["--rounds", "3"],
     "roofline": ["--rounds", "3"],
+    **({"profile": PEERS} if shutil.which("perf") else {}),
     "success": ["--rounds", "3", "--documents", "12"],
     "techniques": ["--rounds", "3", "--documents", "6"],  # the last: it takes from others
 }
@@ -56,6 +60,7 @@ def main(only: tuple[str, ...], only_report: bool) -> None:
 def report() -> str:
     """Every result there is, in Markdown."""
     parts = ["# What was measured", "", (__doc__ or "").splitlines()[0], ""]
+    parts += ["## What must hold", "", *markdown(table_of_bars()), MISSED, ""]
     for path in sorted(RESULTS.glob("*.json")):
         parts += section(path.stem, json.loads(path.read_text()))
     return "\n".join(parts)

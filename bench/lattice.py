@@ -46,6 +46,7 @@ MEMORIES: dict[str, dict[str, Any]] = {
     "paged, fp8": {"kind": "paged", "n_pages": PAGES, "cache": "fp8"},
     "kivi2": {"cache": "kivi2"},
     "sinks": {"cache": "sinks:20"},
+    "paged, W8A8 weights": {"kind": "paged", "n_pages": PAGES, "quant": "w8a8"},
 }
 WAYS = ("alone", "together")
 DRAFTS = ("none", "chains", "trees")
@@ -94,23 +95,27 @@ class Lattice:
     """One family's combinations; what requests say alone is found out once for every way to store numbers."""
 
     def __init__(self, lm: LM):
-        self.lm, self.plain, self.preempted = lm, {}, 0
         lm.config = replace(lm.config, eos=())
+        self.lms: dict[str | None, LM] = {None: lm}
+        self.plain, self.preempted = {}, 0
 
     def expected(self, memory: str) -> list[list[int]]:
         """What each prompt is continued with, alone, without drafts, in plain memory that stores numbers alike."""
-        cache = MEMORIES[memory].get("cache")
-        if cache not in self.plain:
-            engine = self.engine(kind="contiguous", cache=cache)
-            self.plain[cache] = [
+        numbers = {key: MEMORIES[memory].get(key) for key in ("cache", "quant")}
+        name = tuple(numbers.values())
+        if name not in self.plain:
+            engine = self.engine(kind="contiguous", **numbers)
+            self.plain[name] = [
                 engine.submit(prompt, **options).wait().tokens
                 for prompt, options in zip(PROMPTS, OPTIONS, strict=True)
             ]
-        return self.plain[cache]
+        return self.plain[name]
 
-    def engine(self, **how: Any) -> Engine:
-        """An exact engine of a few rows."""
-        return Engine(self.lm, max_batch=ROWS, context=CONTEXT, page_size=PAGE, exact=True, **how)
+    def engine(self, quant: str | None = None, **how: Any) -> Engine:
+        """An exact engine of a few rows, with weights by a recipe."""
+        if quant and quant not in self.lms:
+            self.lms[quant], _ = self.lms[None].quantize(quant)
+        return Engine(self.lms[quant], max_batch=ROWS, context=CONTEXT, page_size=PAGE, exact=True, **how)
 
     def holds(self, cell: Cell) -> bool:
         """Whether a combination says what it should; UserError if it is refused."""

@@ -134,7 +134,7 @@ def fewest(config: Config, context: int, target: str) -> str:
     for devices in (2**power for power in range(int(math.log2(MOST)) + 1)):
         mesh = f"model={devices}" if devices > 1 else None
         try:
-            model, _, place = on_devices(shapes, config, DTYPE, target, mesh, real=False)
+            model, _, place = on_devices(shapes, config, target, mesh, real=False)
         except UserError:  # more than there are heads
             return "none"
         if bytes_a_device(model) + bytes_a_device(state_of(model, work, place)) <= device.memory:

@@ -14,7 +14,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from .checkpoint.download import lock
+from .checkpoint.download import alone
 from .config import shown
 from .engine import Engine
 from .errors import UserError
@@ -129,8 +129,8 @@ class Job:
         """
         if self.target.exists() and not self.part.exists():
             raise self.already_there()
-        with naming(self.part), open(self.part, "a+b") as file:
-            lock(file, f"{self.part} is being written by another run; wait for it, or name another output")
+        busy = f"{self.part} is being written by another run; wait for it, or name another output"
+        with naming(self.part), alone(self.part, busy) as file:
             file.seek(0)
             lines, cut, _ = file.read().rpartition(b"\n")  # the last may have been cut off
             file.truncate(len(lines) + len(cut))

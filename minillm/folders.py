@@ -4,9 +4,12 @@ And how they are put there: whole, or not at all.
 """
 
 import os
+import platform
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from errno import EISDIR
+from glob import escape
 from pathlib import Path
 
 from .errors import UserError
@@ -41,18 +44,44 @@ def program_folder() -> Path:
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """A name to write a file under, which becomes `path` when that is done. If it fails, nothing is left.
+    """A name to write a file or folder under, which becomes `path` when that is done. If it fails, nothing is left.
 
-    An OSError names the path.
+    What processes of this machine that were killed left of `path` goes as well. An OSError names the path.
     """
     if not path.name:
         raise IsADirectoryError(EISDIR, "Is a directory", str(path))
-    draft = path.with_name(f"{path.name}.{os.getpid()}.part")
+    begin, end = f"{path.name}.{platform.node()}.", ".part"  # other machines may write to the same disk
+    draft = path.with_name(f"{begin}{os.getpid()}{end}")
+    for left in path.parent.glob(f"{escape(begin)}*{end}"):
+        if not is_another(left.name.removeprefix(begin).removesuffix(end)):
+            remove(left)
     try:
         yield draft
         os.replace(draft, path)
     except BaseException as error:
-        draft.unlink(missing_ok=True)
+        remove(draft)
         if isinstance(error, OSError):
             error.filename = str(path)
         raise
+
+
+def is_another(process: str) -> bool:
+    """Whether another process of that number runs here, or may run, where that cannot be found out."""
+    if not process.isdecimal() or os.name != "posix":
+        return True
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return int(process) != os.getpid()
+
+
+def remove(path: Path) -> None:
+    """Take a file or a folder away, if it is there and that is allowed."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink()

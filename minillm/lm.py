@@ -25,14 +25,14 @@ from .folders import bundled_models
 from .generate import Plan, bucket
 from .model import Model
 from .output import Output
-from .parallel import Spread, spread
+from .parallel import Spread, answers, spread
 from .quant import Dense, by_place, in_dtype, is_weight, stored_for
 from .quant.quantised import Change, Progress
 from .sampling import is_count, new_sampler, require
 from .span import Span
 from .stream import Completion, Stream
 from .tokenizer import Tokenizer
-from .xla import in_background, keep_programs
+from .xla import give_memory_back, in_background, keep_programs
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -98,21 +98,21 @@ class LM:
         recipe is one of `quant.recipes`, or several by `quant.rules`. METHOD:RECIPE, as in `compress.methods`,
         looks at what goes through the matrices while the model reads texts (those of `minillm.texts` unless
         given). auto:BITS measures which matrices need how many. In a folder a method keeps what is done, and a
-        killed run goes on there. progress is told what is being done, how many steps of it are, and of how many.
+        killed run goes on there. On a mesh every device rounds its own pieces, and there are no methods. progress
+        is told what is being done, how many steps of it are, and of how many.
 
         UserError if the recipe is none, or names a matrix that cannot be stored so because a number in it is none.
         """
         from .compress.quantise import quantise
 
-        if isinstance(self.shapes, Spread):
-            raise UserError("the model lies on a mesh, where matrices are in pieces; quantise it without one")
         if self.dtype != "float32":
             raise UserError(f"the weights are {self.dtype}, expected float32 to make few bits of; leave dtype out")
         folder = None if folder is None else Path(folder)
-        longest = self.config.context
-        model, changes = quantise(self.model, self.tokenizer, recipe, texts, longest, folder, progress)
-        weights: Future[Model] = Future()
+        model, changes = quantise(self.model, self.config, self.tokenizer, recipe, texts, folder, progress)
+        weights: Future[Any] = Future()
         weights.set_result(model)
+        if isinstance(model, Spread):
+            return LM(self.config, self.tokenizer, model.shapes, weights), changes
         return LM(self.config, self.tokenizer, jax.eval_shape(lambda: model), weights), changes
 
     def logits(self, tokens) -> np.ndarray:
@@ -306,22 +306,22 @@ def load(
     the weights are still being read.
     """
     keep_programs()
+    give_memory_back()
     if context is not None:
         require(is_count(context), "context", context, "1 or more")
     checkpoint = open_checkpoint(find_model(model), context, arch)
     shapes, tokenizer = checkpoint.shapes(), checkpoint.tokenizer()
-    if dtype == "float32" and mesh is None:
-        return LM(checkpoint.config, tokenizer, shapes, in_background(checkpoint.model, progress))
     require(dtype in ("float32", "bfloat16"), "dtype", dtype, "float32 or bfloat16")
-    coded = [place for place, leaf in by_place(shapes)[0] if is_weight(leaf) and not isinstance(leaf, Dense)]
-    if coded or not isinstance(checkpoint, Checkpoint):
-        option = "dtype" if mesh is None else "mesh"
-        raise UserError(f"{checkpoint.source.where}: is in few bits already; leave {option} out")
-    if mesh is not None:
-        shapes = spread(checkpoint.config, mesh, lambda *asked, init: in_dtype(stacked(asked[2:]), dtype))
-        return LM(checkpoint.config, tokenizer, shapes, in_background(checkpoint.on_mesh, mesh, progress, dtype))
-    weights = in_background(checkpoint.model, progress, dtype)
-    return LM(checkpoint.config, tokenizer, in_dtype(shapes, dtype), weights)
+    narrow = () if dtype == "float32" else (dtype,)
+    if narrow:
+        coded = any(is_weight(leaf) and not isinstance(leaf, Dense) for _, leaf in by_place(shapes)[0])
+        if coded or not isinstance(checkpoint, Checkpoint):
+            raise UserError(f"{checkpoint.source.where}: is in few bits already; leave dtype out")
+        shapes = in_dtype(shapes, dtype)
+    if mesh is None:
+        return LM(checkpoint.config, tokenizer, shapes, in_background(checkpoint.model, progress, *narrow))
+    shapes = spread(checkpoint.config, mesh, answers(shapes, checkpoint.config))
+    return LM(checkpoint.config, tokenizer, shapes, in_background(checkpoint.on_mesh, mesh, progress, *narrow))
 
 
 def init(
@@ -333,6 +333,7 @@ def init(
     UserError if the entries are not understood. The same seed gives the same weights with the same NumPy.
     """
     keep_programs()
+    give_memory_back()
     if not isinstance(config, Config):
         if not isinstance(config, Mapping):
             raise UserError(

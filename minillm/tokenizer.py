@@ -29,7 +29,6 @@ OTHERS = [byte for byte in range(256) if byte not in PRINTING]
 LETTERS = {chr(byte): byte for byte in PRINTING} | {chr(256 + i): byte for i, byte in enumerate(OTHERS)}
 
 Result = TypeVar("Result")
-FAILED = "the checkpoint's tokenizer failed"
 
 
 def is_mark(token: str) -> bool:
@@ -49,9 +48,10 @@ def asked(call: Callable[[], Result], complaint: str) -> Result:
 
 @dataclass(frozen=True)
 class Bytes:
-    """Byte-level pairs, by the `tokenizers` library."""
+    """Byte-level pairs, by the `tokenizers` library; `where` they are from is for messages."""
 
     library: tokenizers.Tokenizer
+    where: str
     lock: Lock = field(default_factory=Lock)
 
     @cached_property
@@ -68,11 +68,11 @@ class Bytes:
         """Ids of text; control tokens in it are recognised as such, and others added around it, or not."""
         with self.lock:  # the setting belongs to the library's object, not to the call
             self.library.encode_special_tokens = not recognise
-            return asked(lambda: self.library.encode(text, add_special_tokens=affixes).ids, FAILED)
+            return self._asked(lambda: self.library.encode(text, add_special_tokens=affixes).ids)
 
     def decode(self, ids: list[int]) -> str:
         """The text, control tokens spelled out."""
-        return asked(lambda: self.library.decode(ids, skip_special_tokens=False), FAILED)
+        return self._asked(lambda: self.library.decode(ids, skip_special_tokens=False))
 
     def vocabulary(self) -> dict[str, int]:
         """The ids of all tokens, by name."""
@@ -84,6 +84,9 @@ class Bytes:
             return self.added[token].content.encode()
         name = self.library.id_to_token(token) or ""
         return bytes(LETTERS[letter] for letter in name) if LETTERS.keys() >= {*name} else name.encode()
+
+    def _asked(self, call: Callable[[], Result]) -> Result:
+        return asked(call, f"{self.where}: the tokenizer failed")
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,16 @@
-"""XLA at run time: compiled programs are kept on disk, and counted.
+"""XLA at run time: compiled programs are kept on disk, and counted; memory that they took to make goes back.
 
 Compiling takes seconds, so programs are kept in the user's cache folder and a second run loads them. How often
 something compiled is a thing to watch: a decoder that compiles for every length is slow for no visible reason.
 """
 
+import ctypes
+import sys
 import time
 import warnings
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache
 from threading import get_ident
 from typing import Any, TypeVar
 
@@ -19,6 +22,7 @@ from .folders import program_folder
 T = TypeVar("T")
 COMPILE_EVENTS = "/jax/core/compile/"  # tracing, translating, compiling: one of each for a program
 COMPILED = f"{COMPILE_EVENTS}backend_compile_duration"
+LONG = 0.2  # seconds of compiling, or of loading from disk, that leave enough memory behind to see to it
 
 
 def keep_programs() -> None:
@@ -29,6 +33,22 @@ def keep_programs() -> None:
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
         # A folder that cannot be used costs time, not correctness, and nobody can act on JAX's lines about it.
         warnings.filterwarnings("ignore", message="Error (reading|writing) persistent compilation cache")
+
+
+@cache
+def give_memory_back() -> None:
+    """From now on have the system get back what was freed, whenever a program that took long has been compiled.
+
+    glibc keeps most of it for what may come: what compiling took, and the float32 weights of a model that is in few
+    bits by then. SmolLM2 in W8A8 stayed at 1.17 GB, and is at 0.59. It takes 10 to 50 ms.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+
+    def ended(event: str, duration_secs: float, **details) -> None:
+        if event == COMPILED and duration_secs > LONG and trim is not None:
+            trim(0)
+
+    jax.monitoring.register_event_duration_secs_listener(ended)
 
 
 class Programs:

@@ -97,3 +97,25 @@ def over_channels(ref: Any, index: tuple, real: jax.Array) -> tuple[tuple, jax.A
 def product(x: jax.Array, w: jax.Array) -> jax.Array:
     """x [m d] times w [d n] -> f32 [m n]. Tensor cores multiply 16 bits; float32 is not rounded to fewer."""
     return jnp.dot(x, w, precision="highest", preferred_element_type=jnp.float32)
+
+
+def product_in_pieces(x: jax.Array, w: jax.Array) -> jax.Array:
+    """x [m d] times w [d n] -> f32 [m n] on tensor cores, as exact as of float32, which either of them may be.
+
+    Three pieces of 16 bits hold a float32. Of their products those are left out that come to less than a rounding.
+    """
+    pairs = [(a, b) for i, a in enumerate(pieces(x)) for j, b in enumerate(pieces(w)) if i + j < 3]
+    return sum((product(a, b) for a, b in reversed(pairs[:-1])), product(*pairs[-1]))  # the least first
+
+
+def pieces(x: jax.Array) -> list[jax.Array]:
+    """Bfloat16 arrays that add up to x, the largest first: x itself, or of any other float three."""
+    if x.dtype == jnp.bfloat16:
+        return [x]
+    rest, found = x.astype(jnp.float32), []
+    for _ in range(3):
+        bits = jax.lax.bitcast_convert_type(rest, jnp.int32)
+        piece = jax.lax.bitcast_convert_type(bits & ~0xFFFF, jnp.float32)  # the bits of it that a bfloat16 has
+        found.append(piece.astype(jnp.bfloat16))
+        rest = rest - piece
+    return found

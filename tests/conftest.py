@@ -1,6 +1,7 @@
 """What every test runs under: strict promotion, exact products, no surprises from hypothesis."""
 
 import os
+from contextlib import contextmanager
 from pathlib import Path
 
 # Two workers compile side by side: each on one thread of its own. Read when jax starts, so set before.
@@ -12,6 +13,12 @@ import pytest
 
 hypothesis.settings.register_profile("minillm", deadline=None, derandomize=True, database=None)
 hypothesis.settings.load_profile("minillm")
+
+
+def pytest_configure(config):
+    """Quick tests compile unoptimised, in half of the time; slow and oracle tests run what users run."""
+    if "not slow" in config.getoption("markexpr"):
+        os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 
 
 def pytest_addoption(parser):
@@ -30,14 +37,26 @@ def pytest_collection_modifyitems(config, items):
 
 MAPS = Path("/proc/self/maps")
 MOST_MAPS = 30_000  # of the 65,530 that Linux grants a process
+LOOK_AFTER = 300  # programs: to read so many lines takes longer than most tests do
+
+
+@pytest.fixture(scope="session")
+def _programs():
+    """Counts the programs that this process compiles, or loads from disk."""
+    from minillm.xla import Programs
+
+    with Programs() as programs:
+        yield programs
 
 
 @pytest.fixture(autouse=True)
-def _few_programs():
+def _few_programs(_programs):
     """Every compiled program takes some memory mappings, and a process that has no more of them dies."""
     yield
-    if MAPS.exists() and MAPS.read_bytes().count(b"\n") > MOST_MAPS:
-        jax.clear_caches()
+    if _programs.count >= LOOK_AFTER and MAPS.exists():
+        _programs.count = 0
+        if MAPS.read_bytes().count(b"\n") > MOST_MAPS:
+            jax.clear_caches()
 
 
 @pytest.fixture(autouse=True)
@@ -47,11 +66,9 @@ def _strict():
         yield
 
 
-@pytest.fixture(scope="module")
-def quick_programs():
-    """Compile the library's programs unoptimised, three times as fast; oracle and slow tests run what users run."""
-    from agreement import QUICK
-
+@contextmanager
+def recompiled(options):
+    """Compile the library's programs with these options."""
     from minillm import generate, laws, lm, runner, session
     from minillm.speculative import decode, draft_model
 
@@ -62,9 +79,26 @@ def quick_programs():
     programs += [(runner, "verify", both), (decode, "verify", both)]
     programs += [(draft_model, "read_and_guess", {**state, "static_argnames": ("most", "branches")})]
     with pytest.MonkeyPatch.context() as patch:
-        for module, name, options in programs:
-            program = jax.jit(getattr(module, name).__wrapped__, compiler_options=QUICK, **options)
-            patch.setattr(module, name, program)
+        for module, name, how in programs:
+            patch.setattr(module, name, jax.jit(getattr(module, name).__wrapped__, compiler_options=options, **how))
+        yield
+
+
+@pytest.fixture(scope="module")
+def quick_programs():
+    """Unoptimised programs in slow tests, too."""
+    from agreement import QUICK
+
+    with recompiled(QUICK):
+        yield
+
+
+@pytest.fixture(scope="module")
+def optimised_programs():
+    """Programs as users have them in quick tests, too: where they run for longer than they compile."""
+    from agreement import AS_USERS
+
+    with recompiled(AS_USERS):
         yield
 
 

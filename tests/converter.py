@@ -2,12 +2,13 @@
 
 It shares nothing with the reader: names of tensors are those of the package, the metadata goes through its writer,
 and what happens to the rows of a tensor on the way is said here once more, after llama.cpp's own conversion. A
-matrix may come as rows of bytes, uint8, which are coded in `form`: rows of either kind are put in order alike.
+matrix may come as rows of bytes, uint8, of the type that `forms` has for its name: rows of either kind are put in
+order alike.
 """
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import gguf
 import numpy as np
 
 ARCHS = {
+    "bamba": "granitehybrid",
     "deepseek_v2": "deepseek2",
     "deepseek_v3": "deepseek2",
     "falcon_mamba": "mamba",
@@ -25,13 +27,15 @@ ARCHS = {
     "qwen3_moe": "qwen3moe",
     "qwen3_next": "qwen3next",
 }
-TURNS_PAIRS = ("llama", "mistral", "mixtral", "smollm3")  # rows of queries and keys, to interleaved RoPE
+TURNS_PAIRS = ("bamba", "llama", "mistral", "mixtral", "smollm3")  # rows of queries and keys, to interleaved RoPE
 SHIFTS_NORMS = ("gemma", "gemma2", "gemma3_text", "qwen3_next")  # which transformers has less one
+WITH_MAMBA2 = ("bamba", "mamba2")
 
 Tensors = dict[str, np.ndarray]
+PLAIN: Mapping[str, str] = {}
 
 
-def convert(path: Path, values: dict, tensors: Tensors, form: str = "F32", **options: Any) -> Path:
+def convert(path: Path, values: dict, tensors: Tensors, forms: Mapping[str, str] = PLAIN, **options: Any) -> Path:
     """Write the tensors of a folder with these values in its config.json; options are GGUFWriter's."""
     kind: str = values["model_type"]
     name = ARCHS.get(kind, kind)
@@ -39,10 +43,10 @@ def convert(path: Path, values: dict, tensors: Tensors, form: str = "F32", **opt
     names = gguf.get_tensor_name_map(arch, values.get("num_hidden_layers") or values["n_layer"])
     writer = gguf.GGUFWriter(path, name, **options)
     add_metadata(writer, values)
-    for old, x in changed(values, tensors):
-        new = names.get_name(old, (".weight", ".bias"))
-        assert new, old
-        coded = gguf.GGMLQuantizationType[form] if x.dtype == np.uint8 else None
+    for source, name, x in changed(values, tensors):
+        new = names.get_name(name, (".weight", ".bias"))
+        assert new, name
+        coded = gguf.GGMLQuantizationType[forms[source]] if x.dtype == np.uint8 else None
         writer.add_tensor(new, np.ascontiguousarray(x), raw_dtype=coded)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -56,21 +60,21 @@ def is_turned(name: str) -> bool:
     return re.search(r"\.c_(attn|proj|fc)\.weight$|experts\.(gate_up|down)_proj$", name) is not None
 
 
-def changed(values: dict, tensors: Tensors) -> Iterator[tuple[str, np.ndarray]]:
-    """The tensors as the file has them, by names that the package knows."""
+def changed(values: dict, tensors: Tensors) -> Iterator[tuple[str, str, np.ndarray]]:
+    """The tensors as the file has them: what each is made of, or the first of these; a name the package knows."""
     kind, experts = values["model_type"], defaultdict(dict)
     for name, x in tensors.items():
         layer = re.search(r"layers\.(\d+)\.", name)
         one = re.search(r"\.experts\.(\d+)\.(\w+)\.weight$", name)
         if one and layer:
             matrix = ("layers.{}.feed_forward" if kind == "mixtral" else "model.layers.{}.mlp").format(layer[1])
-            experts[f"{matrix}.experts.{one[2]}.weight"][int(one[1])] = x
+            experts[f"{matrix}.experts.{one[2]}.weight"][int(one[1])] = name
             continue
         if is_turned(name) and x.dtype != np.uint8:
             x = x.swapaxes(-1, -2)
-        yield from changed_one(kind, values, name, x)
-    for name, matrices in experts.items():
-        yield name, np.stack([matrices[e] for e in range(len(matrices))])
+        yield from ((name, new, y) for new, y in changed_one(kind, values, name, x))
+    for new, names in experts.items():
+        yield names[0], new, np.stack([tensors[names[e]] for e in range(len(names))])
 
 
 def changed_one(kind: str, values: dict, name: str, x: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
@@ -80,15 +84,15 @@ def changed_one(kind: str, values: dict, name: str, x: np.ndarray) -> Iterator[t
         heads = values["num_attention_heads" if last == "q_proj" else "num_key_value_heads"]
         yield name, x.reshape(heads, 2, len(x) // heads // 2, -1).swapaxes(1, 2).reshape(x.shape)
     elif last == "A_log":
-        yield name, -np.exp(x[:, None] if kind == "mamba2" else x)
-    elif last == "D" and kind == "mamba2":
+        yield name, -np.exp(x[:, None] if kind in WITH_MAMBA2 else x)
+    elif last == "D" and kind in WITH_MAMBA2:
         yield name, x[:, None]
     elif last == "dt_bias":
         yield name.replace("dt_bias", "dt_proj.bias"), x
     elif last == "conv1d" and x.ndim == 3:
         yield name, x[:, 0]
-    elif name.endswith("mixer.norm.weight") and kind == "mamba2":
-        yield name, x.reshape(values["n_groups"], -1)
+    elif re.search(r"(mixer|mamba)\.norm\.weight$", name):
+        yield name, x.reshape(values["mamba_n_groups" if kind == "bamba" else "n_groups"], -1)
     elif name.endswith("norm.weight") and kind in SHIFTS_NORMS and "linear_attn" not in name:
         yield name, x + 1
     elif last == "shared_expert_gate":
@@ -130,8 +134,8 @@ def add_metadata(writer: gguf.GGUFWriter, values: dict) -> None:
     writer.add_token_list([f"t{i}" for i in range(v["vocab_size"])])
     if kind in ("mamba", "falcon_mamba", "mamba2"):
         add_recurrent(writer, v)
-    elif kind == "jamba":
-        add_jamba(writer, v)
+    elif kind in ("jamba", "bamba"):
+        add_hybrid(writer, v)
     elif kind == "gpt2":
         writer.add_context_length(v["n_positions"])
         writer.add_embedding_length(v["n_embd"])
@@ -229,19 +233,28 @@ def add_recurrent(writer: gguf.GGUFWriter, v: dict) -> None:
         writer.add_ssm_dt_b_c_rms(v["kind"] == "falcon_mamba")
 
 
-def add_jamba(writer: gguf.GGUFWriter, v: dict) -> None:
-    """Layers of Mamba are those without heads for keys."""
-    period, offset = v["attn_layer_period"], v["attn_layer_offset"]
-    attends = [i >= offset and (i - offset) % period == 0 for i in range(v["n_layers"])]
+def add_hybrid(writer: gguf.GGUFWriter, v: dict) -> None:
+    """Jamba and Bamba: layers of Mamba are those without heads for keys."""
     writer.add_context_length(v["max_position_embeddings"])
     writer.add_embedding_length(v["hidden_size"])
     writer.add_feed_forward_length(v["intermediate_size"])
     writer.add_head_count(v["num_attention_heads"])
-    writer.add_head_count_kv([v["num_key_value_heads"] if here else 0 for here in attends])
     writer.add_ssm_conv_kernel(v["mamba_d_conv"])
     writer.add_ssm_inner_size(v["mamba_expand"] * v["hidden_size"])
     writer.add_ssm_state_size(v["mamba_d_state"])
-    writer.add_ssm_time_step_rank(v["mamba_dt_rank"])
     writer.add_layer_norm_rms_eps(v["rms_norm_eps"])
-    writer.add_expert_count(v["num_experts"])
-    writer.add_expert_used_count(v["num_experts_per_tok"])
+    if v["kind"] == "jamba":
+        period, offset = v["attn_layer_period"], v["attn_layer_offset"]
+        attends = [i for i in range(v["n_layers"]) if i >= offset and (i - offset) % period == 0]
+        writer.add_ssm_time_step_rank(v["mamba_dt_rank"])
+        writer.add_expert_count(v["num_experts"])
+        writer.add_expert_used_count(v["num_experts_per_tok"])
+    else:
+        attends = v["attn_layer_indices"]
+        writer.add_vocab_size(v["vocab_size"])
+        writer.add_ssm_time_step_rank(v["mamba_n_heads"])
+        writer.add_ssm_group_count(v["mamba_n_groups"])
+        writer.add_rope_freq_base(v["rope_parameters"]["rope_theta"])
+        writer.add_rope_dimension_count(v["hidden_size"] // v["num_attention_heads"] // 2)
+        writer.add_rope_scaling_finetuned(True)
+    writer.add_head_count_kv([v["num_key_value_heads"] if i in attends else 0 for i in range(v["n_layers"])])

@@ -1,4 +1,4 @@
-"""A small config.json of every family that llama.cpp's converter takes, as wide as blocks of every type need."""
+"""A small config.json of every family, as wide as blocks of every type of GGUF files need."""
 
 import numpy as np
 
@@ -50,6 +50,9 @@ DEEPSEEK = NARROW | {
 DEEPSEEK = {key: value for key, value in DEEPSEEK.items() if key != "head_dim"}
 
 FAMILIES = {
+    "bamba": {key: value for key, value in NARROW.items() if key != "head_dim"}
+    | {"mamba_d_state": 16, "mamba_d_conv": 4, "mamba_n_heads": 8, "mamba_n_groups": 2, "mamba_expand": 2}
+    | {"attn_layer_indices": [1]},
     "deepseek_v2": DEEPSEEK,
     "deepseek_v3": DEEPSEEK | {"n_group": 4, "topk_group": 2},
     "falcon_mamba": MAMBA | {"mixer_rms_eps": EPS},

@@ -2,20 +2,23 @@
 
 from ..blocks import Mamba2Spec
 from ..config import Config, Fields
-from ..errors import UserError
-from . import jamba, mamba2
+from . import jamba, llama, mamba2
+from .from_gguf import decoder_from_gguf, mlp_from_gguf, rope_from_gguf
 from .from_hf import attention_from_hf, decoder_from_hf, mlp_from_hf
 from .jamba import HARMLESS_TENSORS  # noqa: F401
 from .tensors import Source, Tensor
 
-HF, GGUF = ("bamba",), ()
+HF, GGUF = ("bamba",), ("granitehybrid",)
 
 HF_TENSORS = {
     **jamba.HF_TENSORS,
     "mamba2.norm": Tensor("model.layers.{i}.input_layernorm.weight"),
     **mamba2.mixer_tensors("model.layers.{i}.mamba."),
 }
-GGUF_TENSORS = {}
+
+# llama.cpp's converter puts the query and key rows of whole heads in pairs, which is undone here. llama.cpp itself
+# then turns the first half of the pairs, and so other channels than the authors: files are read, but not written.
+GGUF_TENSORS = llama.GGUF_TENSORS | mamba2.GGUF_TENSORS
 
 # How kernels cut the time, for how many tokens logits are wanted, and a term of the loss.
 HARMLESS_FIELDS = ("mamba_chunk_size", "num_logits_to_keep", "z_loss_coefficient")
@@ -57,8 +60,13 @@ def mamba2_from_hf(fields: Fields) -> Mamba2Spec:
 
 
 def config_from_gguf(fields: Fields, source: Source) -> Config:
-    """UserError: the files put query and key rows in pairs of whole heads, of which half the channels turn."""
-    raise UserError(
-        f"{fields.where}: Bamba's files, which llama.cpp calls granitehybrid, are not read; expected its Hugging "
-        "Face folder"
-    )
+    """Config from the `granitehybrid.*` metadata, which Granite 4 shares; what only that has is refused."""
+    fields.only("rope.scaling.finetuned", True)  # in a model without rotary positions it is false
+
+    def half(k: int):
+        fields.require(fields.values.get("rope.dimension_count") == k // 2, "rope.dimension_count", f"{k} / 2")
+        return rope_from_gguf(fields, source, k)
+
+    mixers = jamba.mixers_from_gguf(fields, mamba2.mamba2_from_gguf(fields), half)
+    mlp = mlp_from_gguf(fields)
+    return decoder_from_gguf(fields, source, lambda i: (mixers[i], mlp), arch="bamba")

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..blocks import AttentionSpec, MambaSpec
 from ..config import Config, Fields
+from ..rope import Rope
 from . import llama, mamba, qwen3_moe
 from .from_gguf import decoder_from_gguf, mlp_from_gguf, moe_from_gguf
 from .from_hf import attention_from_hf, decoder_from_hf, mlp_from_hf, moe_from_hf
@@ -90,18 +91,8 @@ def mamba_from_hf(fields: Fields) -> MambaSpec:
     )
 
 
-MOST_HEADS = 65536  # more than any model has; the number comes from a file nobody vouches for
-
-
 def config_from_gguf(fields: Fields, source: Source) -> Config:
-    """Config from the `jamba.*` metadata: layers without KV heads are Mamba, those with a router have experts."""
-    d, h = fields.integer("embedding_length"), fields.integer("attention.head_count")
-    k = fields.integer("attention.key_length", max(d // h, 1))
-    fields.only("attention.value_length", k)
-    fields.require(h <= d, "attention.head_count", f"at most embedding_length = {d}")
-    fields.require(h <= MOST_HEADS, "attention.head_count", f"at most {MOST_HEADS}")
-    divisors = [g for g in range(1, h + 1) if h % g == 0]
-    kv = fields.choices("attention.head_count_kv", fields.layer_count("block_count"), 0, *divisors)
+    """Config from the `jamba.*` metadata; layers with a router have experts."""
     recurrence = MambaSpec(
         fields.integer("ssm.inner_size"),
         n=fields.integer("ssm.state_size"),
@@ -110,16 +101,31 @@ def config_from_gguf(fields: Fields, source: Source) -> Config:
         norms="weighted",
         norm_eps=fields.number("attention.layer_norm_rms_epsilon"),
     )
+    mixers = mixers_from_gguf(fields, recurrence, lambda k: None)
     mlp = moe = mlp_from_gguf(fields)
     if fields.integer("expert_count", 0, least=0) > 1:
         moe = moe_from_gguf(fields, "feed_forward_length", normalise=False)
     fields.read.add("expert_used_count")
+    sparse = [f"blk.{i}.ffn_gate_inp.weight" in source.names() for i in range(len(mixers))]
+    return decoder_from_gguf(fields, source, lambda i: (mixers[i], moe if sparse[i] else mlp), arch="jamba")
 
-    def layer(i: int):
-        mixer = AttentionSpec(h, kv[i], k, rope=None) if kv[i] else recurrence
-        return mixer, moe if f"blk.{i}.ffn_gate_inp.weight" in source.names() else mlp
 
-    return decoder_from_gguf(fields, source, layer, arch="jamba")
+MOST_HEADS = 65536  # more than any model has; the number comes from a file nobody vouches for
+
+
+def mixers_from_gguf(fields: Fields, recurrence: Any, rope: Callable[[int], Rope | None]) -> list[Any]:
+    """What mixes tokens in each layer: attention, or where there are no KV heads the recurrence.
+
+    rope gives the rotary positions of heads of so many channels.
+    """
+    d, h = fields.integer("embedding_length"), fields.integer("attention.head_count")
+    k = fields.integer("attention.key_length", max(d // h, 1))
+    fields.only("attention.value_length", k)
+    fields.require(h <= d, "attention.head_count", f"at most embedding_length = {d}")
+    fields.require(h <= MOST_HEADS, "attention.head_count", f"at most {MOST_HEADS}")
+    divisors = [g for g in range(1, h + 1) if h % g == 0]
+    kv, turned = fields.choices("attention.head_count_kv", fields.layer_count("block_count"), 0, *divisors), rope(k)
+    return [AttentionSpec(h, g, k, rope=turned) if g else recurrence for g in kv]
 
 
 def gguf_metadata(config: Config) -> Metadata:

@@ -80,14 +80,19 @@ def config_from_hf(fields: Fields) -> Config:
 
 
 def config_from_gguf(fields: Fields, source: Source) -> Config:
-    """Config from the `mamba2.*` metadata, in which the number of heads is called time_step_rank."""
+    """Config from the `mamba2.*` metadata."""
     for key in ("feed_forward_length", "attention.head_count"):
         fields.only(key, 0)
+    block = mamba2_from_gguf(fields)
+    return decoder_from_gguf(fields, source, lambda _: (block,), arch="mamba2")
+
+
+def mamba2_from_gguf(fields: Fields) -> Mamba2Spec:
+    """A Mamba-2 layer from a GGUF file's metadata, in which the number of heads is called time_step_rank."""
     h, g, i = (fields.integer(f"ssm.{key}") for key in ("time_step_rank", "group_count", "inner_size"))
     fields.require(i % h == 0, "ssm.time_step_rank", f"a divisor of ssm.inner_size = {i}")
     fields.require(h % g == 0, "ssm.group_count", f"a divisor of ssm.time_step_rank = {h}")
-    n, w = fields.integer("ssm.state_size"), fields.integer("ssm.conv_kernel")
-    return decoder_from_gguf(fields, source, lambda _: (Mamba2Spec(h, i // h, n, g, w),), arch="mamba2")
+    return Mamba2Spec(h, i // h, fields.integer("ssm.state_size"), g, fields.integer("ssm.conv_kernel"))
 
 
 def gguf_metadata(config: Config) -> Metadata:

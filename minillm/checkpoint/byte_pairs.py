@@ -40,7 +40,7 @@ def bytes_from_json(text: str, where: str) -> Bytes:
     for mark in marks:
         mark.special = True
     library.add_special_tokens(marks)
-    return Bytes(library)
+    return Bytes(library, where)
 
 
 def bytes_from_gguf(
@@ -58,7 +58,7 @@ def bytes_from_gguf(
     library.decoder = decoders.ByteLevel()  # pyright: ignore[reportAttributeAccessIssue]
     marked = [(token, kind) for token, kind in zip(tokens, kinds, strict=True) if kind in (CONTROL, USER_DEFINED)]
     library.add_tokens([AddedToken(token, special=kind == CONTROL, normalized=False) for token, kind in marked])
-    return Bytes(library)
+    return Bytes(library, where)
 
 
 def bytes_to_gguf(found: Bytes, where: str) -> dict[str, Any]:
@@ -73,7 +73,7 @@ def bytes_to_gguf(found: Bytes, where: str) -> dict[str, Any]:
         if token["lstrip"] or token["rstrip"] or token["single_word"]:
             raise UserError(f"{where}: token {shown(token['content'])} takes spaces with it, which GGUF cannot say")
     names = model["vocab"] | {token["content"]: token["id"] for token in added}
-    tokens, kinds = [f"[PAD{i}]" for i in range(max(names.values()) + 1)], {}
+    tokens, kinds = [f"[PAD{i}]" for i in range(max(names.values(), default=-1) + 1)], {}
     for token, i in names.items():
         tokens[i], kinds[i] = token, NORMAL
     kinds |= {token["id"]: CONTROL if token["special"] else USER_DEFINED for token in added}

@@ -24,31 +24,32 @@ BROKEN = (URLError, http.client.HTTPException, ConnectionError, TimeoutError)
 
 @contextmanager
 def alone(path: Path, busy: str | None = None) -> Iterator[IO[bytes]]:
-    """The file at `path`, made if it is not there, to append to, once it is locked."""
+    """The file at `path`, made if it is not there, to read and to append to, while nobody else has it.
+
+    Who has it is waited for, or a UserError says that it is busy. Nobody knows of others where the system, or the
+    file system, has no locks.
+    """
     while True:
-        with open(path, "ab") as file:
-            lock(file, busy)
-            if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+        with open(path, "a+b") as file:
+            try:
+                import fcntl
+
+                fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if busy else 0))
+            except BlockingIOError:
+                raise UserError(busy or "") from None
+            except (ImportError, OSError):
+                pass
+            if is_at(path, file):  # else whoever had it has taken it away meanwhile
                 yield file
                 return
-        # whoever had it has taken it away meanwhile
 
 
-def lock(file: IO[bytes], busy: str | None = None) -> None:
-    """Have the file until it is closed. While another process has it, wait, or say in a UserError that it is busy.
-
-    Nothing is locked where the system, or the file system, has no such locks.
-    """
+def is_at(path: Path, file: IO[bytes]) -> bool:
+    """Whether that is the file which lies at the path."""
     try:
-        import fcntl
-    except ImportError:
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if busy else 0))
-    except BlockingIOError:
-        raise UserError(busy or "") from None
-    except OSError:
-        return
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def fetch(url: str, part: IO[bytes], progress: Progress) -> None:

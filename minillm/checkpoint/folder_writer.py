@@ -1,9 +1,6 @@
 """Writing Hugging Face folders: config.json as given, and the tensors it describes in one safetensors file."""
 
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +14,7 @@ from ..archs import Arch, find_hf
 from ..archs.tensors import View
 from ..config import Fields
 from ..errors import UserError
+from ..folders import whole
 from ..model import Model
 from ..quant import is_weight
 from .parameters import parameters
@@ -69,19 +67,15 @@ def write_files(folder: Path, tensors: Mapping[str, np.ndarray], files: Mapping[
     check_free(folder)
     kept = {name: np.asarray(array, order="C") for name, array in tensors.items()}
     folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        save_file(kept, draft / SINGLE, metadata={"format": "pt"})  # transformers asks for this word
-        for name, content in files.items():
-            (draft / name).write_bytes(content)
-        for path in (draft, *draft.iterdir()):  # mkdtemp and safetensors leave them to their owner alone
-            path.chmod(0o755 if path.is_dir() else 0o644)
-        os.rename(draft, folder)
-    except BaseException as error:
-        shutil.rmtree(draft, ignore_errors=True)
-        if isinstance(error, (OSError, SafetensorError)):
-            raise UserError(f"{folder}: cannot be written: {error}") from None
-        raise
+        with whole(folder) as draft:
+            draft.mkdir()
+            save_file(kept, draft / SINGLE, metadata={"format": "pt"})  # transformers asks for this word
+            (draft / SINGLE).chmod(0o644)  # safetensors leaves it to its owner alone
+            for name, content in files.items():
+                (draft / name).write_bytes(content)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{folder}: cannot be written: {getattr(error, 'strerror', None) or error}") from None
 
 
 class NoTensors:

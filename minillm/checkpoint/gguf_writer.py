@@ -6,9 +6,7 @@ GGUF has no words for is refused and never lost.
 """
 
 import math
-import os
 import struct
-import tempfile
 from array import array
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
@@ -23,6 +21,7 @@ from ..archs.to_gguf import plain, rope_tensors
 from ..blocks.params import Shape
 from ..config import Config, shown
 from ..errors import UserError
+from ..folders import whole
 from ..model import Model
 from ..ops import GGUF_TYPES, decode_gguf
 from ..ops.formats.gguf.tensor import gguf_type
@@ -196,8 +195,7 @@ def difference(ours: Any, read: Any, path: str) -> str | None:
 def store(path: Path, draft: Draft, entries: list[bytes]) -> None:
     """Write the file beside its place, open it, and put it there."""
     try:
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
-            part = Path(folder) / path.name
+        with whole(path) as part:
             with part.open("wb") as file:
                 file.write(struct.pack("<4sIQQ", b"GGUF", 3, len(draft.names()), len(entries)))
                 file.write(b"".join(entries) + tensor_table(draft))
@@ -205,7 +203,6 @@ def store(path: Path, draft: Draft, entries: list[bytes]) -> None:
                     file.write(bytes(-file.tell() % ALIGNMENT))
                     file.write(stored(draft, name).data)
             GGUF(part)
-            os.replace(part, path)
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror or error}") from None
 

@@ -49,12 +49,13 @@ class Matrix(ABC):
 
     @abstractmethod
     def parts(self) -> tuple[Callable[[Index], np.ndarray], ...]:
-        """For each part of the storage what reads it, of rows: a slice for each axis but the last."""
+        """For each part of the storage what reads it: a slice for each axis of the part."""
 
     @cached_property
     def no_rows(self) -> list[np.ndarray]:
         """Each part of no rows, for its type and its columns."""
-        return [read(tuple(slice(0, 0) for _ in self.shape[:-1])) for read in self.parts()]
+        index = *(slice(0, 0) for _ in self.shape[:-1]), slice(None)
+        return [read(index) for read in self.parts()]
 
     @property
     def bits(self) -> float:
@@ -155,31 +156,42 @@ class PackedMatrix(Matrix):
     def parts(self):
         return self.codes, self.scales, self.zeros
 
-    def read(self, name: str, rows: slice) -> np.ndarray:
-        """Rows of a tensor as if it were not transposed."""
-        array = self.file.stored(name, self.layout.turned(rows, slice(None)))
+    def read(self, name: str, rows: slice, columns: slice) -> np.ndarray:
+        """A piece of a tensor as if it were not transposed."""
+        array = self.file.stored(name, self.layout.turned(rows, columns))
         return array.T if self.layout.in_first else array
+
+    def spread(self, name: str, rows: slice, columns: slice) -> np.ndarray:
+        """The same of one whose words hold codes of several rows."""
+        per = self.layout.in_a_word
+        first, last = rows.start // per, -(-rows.stop // per)
+        some = self.layout.spread(self.read(name, slice(first, last), columns))
+        return some[rows.start - first * per : rows.stop - first * per]
 
     def codes(self, index: Index) -> np.ndarray:
         """Packed along columns, which is how a storage has them too, or spread and packed again."""
-        (rows,), name, per = index, self.names[0], self.layout.in_a_word
-        if not self.layout.across:
-            return as_bytes(self.read(name, rows))
-        first, last = rows.start // per, -(-rows.stop // per)
-        some = self.layout.spread(self.read(name, slice(first, last)))
-        return packed_codes(some[rows.start - first * per : rows.stop - first * per], self.layout.bits)
+        (rows, columns), bits = index, self.layout.bits
+        start, stop, _ = columns.indices(self.shape[1] * bits // 8)  # bytes
+        if self.layout.across:
+            return packed_codes(self.spread(self.names[0], rows, slice(start * 8 // bits, stop * 8 // bits)), bits)
+        first = start // 4  # words
+        some = as_bytes(self.read(self.names[0], rows, slice(first, -(-stop // 4))))
+        return some[:, start - 4 * first : stop - 4 * first]
 
     def scales(self, index: Index) -> np.ndarray:
         """Float32 [rows, groups]."""
-        return finite(self.file, self.names[1], self.read(self.names[1], *index))[:, self.picked]
+        rows, groups = index
+        columns, picked = covering(self.picked[groups])
+        return finite(self.file, self.names[1], self.read(self.names[1], rows, columns))[:, picked]
 
     def zeros(self, index: Index) -> np.ndarray:
         """Uint8 [rows, groups]."""
-        (rows,), top = index, 1 << self.layout.bits
+        (rows, groups), top = index, 1 << self.layout.bits
+        columns, picked = covering(self.picked[groups])
         if not self.has_zeros:
-            return np.full((rows.stop - rows.start, len(self.picked)), top // 2, np.uint8)
-        stored = self.layout.spread(self.read(self.names[2], slice(None)))[rows]
-        return ((stored.astype(np.int32) + self.layout.offset) % top).astype(np.uint8)[:, self.picked]
+            return np.full((rows.stop - rows.start, len(picked)), top // 2, np.uint8)
+        stored = self.spread(self.names[2], rows, columns)
+        return ((stored.astype(np.int32) + self.layout.offset) % top).astype(np.uint8)[:, picked]
 
 
 @dataclass(frozen=True)
@@ -232,8 +244,14 @@ class TiledMatrix(Matrix):
 
     def scales(self, index: Index) -> np.ndarray:
         """Float32 [rows, tiles]."""
-        every = finite(self.file, self.names[1], self.file.stored(self.names[1])).reshape(self.grid)
-        return every[np.arange(index[0].start, index[0].stop) // self.height][:, self.picked]
+        name, (rows, tiles) = self.names[1], index
+        high, i = covering(np.arange(rows.start, rows.stop) // self.height)
+        wide, j = covering(self.picked[tiles])
+        pieces = [slice(0, 1) if n == 1 else piece for piece, n in zip((high, wide), self.grid, strict=True)]
+        long = iter(piece for piece, n in zip(pieces, self.grid, strict=True) if n != 1)
+        shape = self.file.shape(name)  # in which axes of 1 may lack
+        some = self.file.stored(name, tuple(slice(None) if n == 1 else next(long) for n in shape))
+        return finite(self.file, name, some.reshape([piece.stop - piece.start for piece in pieces]))[i][:, j]
 
 
 @dataclass(frozen=True)
@@ -265,8 +283,10 @@ class MXFP4Experts(Matrix):
 
     def codes(self, index: Index) -> np.ndarray:
         """The file's bytes, blocks one behind the other."""
-        blocks = self.file.stored(self.names[0], index)
-        return blocks.reshape(*blocks.shape[:2], self.shape[2] // 2)
+        start, stop, _ = index[-1].indices(self.shape[2] // 2)
+        first, last = start // 16, -(-stop // 16)
+        blocks = self.file.stored(self.names[0], (*index[:-1], slice(first, last)))
+        return blocks.reshape(*blocks.shape[:2], 16 * blocks.shape[2])[..., start - 16 * first : stop - 16 * first]
 
     def scales(self, index: Index) -> np.ndarray:
         """E8M0, of which one code is no number."""
@@ -286,6 +306,12 @@ def even_groups(group_of: np.ndarray, group: int) -> tuple[int, np.ndarray]:
     if np.any(runs != runs[:, :1]):
         size = 1
     return size, group_of[::size]
+
+
+def covering(picked: np.ndarray) -> tuple[slice, np.ndarray]:
+    """What covers the places picked, and where in it they are."""
+    first, last = (int(picked.min()), int(picked.max()) + 1) if picked.size else (0, 0)
+    return slice(first, last), picked - first
 
 
 def two_axes(file: Safetensors, name: str) -> Shape:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,12 +24,12 @@ from ..errors import UserError
 from ..model import Model
 from ..parallel import Spread, spread
 from ..parallel.mesh import AnyMesh
-from ..quant import in_dtype
+from ..quant import as_weights, in_dtype
 from ..quant.quantised import Progress
 from ..tokenizer import Tokenizer
 from .gguf import GGUF
 from .jsonfile import read_json
-from .prequantised import Prequantised, as_weights, layout_of, like, parameter
+from .prequantised import Prequantised, coded, layout_of, like, parameter
 from .quantised_folder import QuantisedFolder, own_weights
 from .safetensors import CODES, PICKLED, WORDS, Safetensors, pickle_hint
 from .source import Index, TensorSource
@@ -41,7 +42,12 @@ class Unread:
 
     entry: Entry
     view: View
-    dtype: str
+    dtype: Any
+
+    @property
+    def shape(self) -> Shape:
+        """Of all of it."""
+        return self.entry.shape(self.view)
 
     def __getitem__(self, index: Index) -> np.ndarray:
         return self.entry.read(self.view, index).astype(self.dtype)
@@ -89,7 +95,7 @@ class Checkpoint:
         finally:
             pool.shutdown(cancel_futures=True)  # after an error, nobody needs the rest
 
-    def on_mesh(self, mesh: AnyMesh, progress: Progress, dtype: str) -> Spread:
+    def on_mesh(self, mesh: AnyMesh, progress: Progress, dtype: str = "float32") -> Spread:
         """The model on a mesh, of which a process reads what its own devices hold; arguments as in `model`."""
         sizes, done = {}, 0
 
@@ -101,7 +107,8 @@ class Checkpoint:
             nonlocal done
             done += sizes[name, layer]
             progress("reading weights", done, sum(sizes.values()))
-            return Unread(self.entry(name), View(self.source, self.config, layer), dtype)
+            view, entry = View(self.source, self.config, layer), self.entry(name)
+            return coded(entry, view, partial(Unread, entry)) or Unread(entry, view, dtype)
 
         Model.build(self.config, ask)
         return spread(self.config, mesh, take)

@@ -11,7 +11,7 @@ from ..blocks.params import Shape, stacked
 from ..config import Config
 from ..errors import UserError
 from ..model import Model
-from ..quant import Dense, is_weight
+from ..quant import Dense, as_stored, is_weight
 
 
 @dataclass(frozen=True)
@@ -48,10 +48,3 @@ def parameters(model: Model, config: Config) -> Iterator[tuple[Request, Any]]:
                 f"the model's {request.place} has shape {list(found.shape)}, its config says {list(expected)}"
             )
         yield request, np.asarray(found).astype(np.float32, copy=False)
-
-
-def as_stored(request: Dense, weight: Any) -> Any:
-    """A weight's array, or a coded weight, in the order of rows and columns that checkpoints have."""
-    if not isinstance(weight, Dense):
-        return weight.T if request.transposed else weight
-    return weight.array if weight.transposed == request.transposed else weight.array.swapaxes(-1, -2)

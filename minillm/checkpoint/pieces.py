@@ -103,8 +103,16 @@ def loaded(data: bytes, where: str) -> Pieces:
 
 
 def pieces_from_file(data: bytes, added: Added, where: str) -> Pieces:
-    """What the content of a `.model` file holds, and the tokens that its folder adds to it."""
+    """What the content of a `.model` file holds, and the tokens that its folder adds to it.
+
+    Ids that nothing is said of come to lie between them; UserError if those would be most.
+    """
     found = loaded(data, where)
+    n, last = found.library.GetPieceSize(), max(added, default=0)
+    if last >= 2 * n:
+        raise UserError(
+            f"{where}: holds {n} pieces, but a token is added with id {last}, expected ids below {2 * n}"
+        )
     words = ((name, i) for name, i in found.vocabulary().items() if name not in found.controls)
     added = {i: (name, True) for name, i in words if is_mark(name)} | {**added}
     return loaded(PieceModel.read(data, where).with_added(added).written(), where) if added else found

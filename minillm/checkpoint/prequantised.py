@@ -9,6 +9,7 @@ and values, is put together without being decoded.
 What a format says about activations is not followed: they stay in float32.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -35,7 +36,6 @@ from ..blocks.params import stacked
 from ..config import Fields
 from ..errors import UserError
 from ..model import Model
-from ..quant import Dense, is_weight
 from ..quant.coded import Coded
 from .layouts import MXFP4, Layout, Matrix, Packed, Tiles
 from .safetensors import Safetensors
@@ -173,10 +173,18 @@ def tile_of(fields: Fields, key: str) -> tuple[int, int]:
 
 
 class Prequantised:
-    """A folder's tensors as a TensorSource, what was quantised under its old name; `matrices` tells which."""
+    """A folder's tensors as a TensorSource, what was quantised under its old name; `matrices` tells which.
+
+    UserError if there are none: then config.json speaks of another file.
+    """
 
     def __init__(self, file: Safetensors, layout: Layout):
         self.file, self.where, self.matrices = file, file.where, layout.matrices(file)
+        if not self.matrices:
+            raise UserError(
+                f"{file.where}: config.json has a {KEY}, but no tensor is in few bits as it says; take the field "
+                "out if all are plain numbers"
+            )
         pieces = {name for matrix in self.matrices.values() for name in matrix.names}
         plain = [name for name in file.names() if name not in pieces and not self.is_beside(name)]
         self._names = dict.fromkeys([*plain, *self.matrices])
@@ -209,7 +217,7 @@ class Prequantised:
     def read(self, name: str, index: Index = ()) -> np.ndarray:
         if name not in self.matrices:
             return self.file.read(name, index)
-        return self.rows(name, index, lambda matrix, rows: decoded(matrix, rows))
+        return self.piece(name, index, self.matrices[name].shape[-1], decoded)
 
     def part_shape(self, name: str, p: int | None) -> Shape:
         """The shape of a tensor, or of the p-th part of one that was quantised."""
@@ -220,23 +228,29 @@ class Prequantised:
         shape = (*matrix.shape[:-1], columns)
         return last_two_swapped(shape) if matrix.in_first else shape
 
-    def rows(self, name: str, index: Index, read: Callable[[Matrix, Index], np.ndarray]) -> np.ndarray:
-        """A slice of what read(matrix, rows) gives of a matrix, whichever way round the file has it."""
+    def piece(self, name: str, index: Index, width: int, read: Callable[[Matrix, Index], np.ndarray]) -> np.ndarray:
+        """What read(matrix, a slice for each axis) gives of rows of so many numbers, as the file has them."""
         matrix = self.matrices[name]
         index = (*index, *[slice(None)] * (len(matrix.shape) - len(index)))
-        *rows, columns = last_two_swapped(index) if matrix.in_first else index
-        ranges = [row_range(some, size) for some, size in zip(rows, matrix.shape[:-1], strict=True)]
-        found = read(matrix, tuple(slice(some.start, some.stop) for some in ranges))[..., columns]
+        index = last_two_swapped(index) if matrix.in_first else index
+        ranges = [row_range(some, size) for some, size in zip(index, (*matrix.shape[:-1], width), strict=True)]
+        found = read(matrix, tuple(slice(some.start, some.stop) for some in ranges))
         return found.swapaxes(-1, -2) if matrix.in_first else found
 
 
-def decoded(matrix: Matrix, rows: Index) -> np.ndarray:
-    """Rows in float32: the definition of what a file says."""
-    counts = [some.stop - some.start for some in rows]
+def decoded(matrix: Matrix, index: Index) -> np.ndarray:
+    """A piece in float32: the definition of what a file says."""
+    counts, total, (*rows, columns) = [some.stop - some.start for some in index], matrix.shape[-1], index
     if 0 in counts:
-        return np.zeros((*counts, matrix.shape[-1]), np.float32)
-    parts: Any = tuple(read(rows) for read in matrix.parts())
-    return np.asarray(dense(Coded(parts, matrix.storage, matrix.shape[-1])))
+        return np.zeros(counts, np.float32)
+    widths = [part.shape[-1] for part in matrix.no_rows]
+    units = (total // math.gcd(total, width) for width in widths if width > 1)
+    unit = math.lcm(matrix.storage.multiple, 8, *units)  # columns that are decoded together
+    first, last = columns.start // unit * unit, min(-(-columns.stop // unit) * unit, total)
+    cover = [slice(first * width // total, -(-last * width // total)) for width in widths]
+    parts: Any = tuple(read((*rows, some)) for read, some in zip(matrix.parts(), cover, strict=True))
+    found = np.asarray(dense(Coded(parts, matrix.storage, last - first)))
+    return found[..., columns.start - first : columns.stop - first]
 
 
 dense = jax.jit(Coded.dense)
@@ -256,7 +270,8 @@ class Part:
         return self.source.part_shape(name, self.p)
 
     def read(self, name: str, index: Index = ()) -> np.ndarray:
-        return self.source.rows(name, index, lambda matrix, rows: matrix.parts()[self.p](rows))
+        width = self.source.matrices[name].no_rows[self.p].shape[-1]
+        return self.source.piece(name, index, width, lambda matrix, index: matrix.parts()[self.p](index))
 
 
 def parameter(entry: Entry, view: View) -> Any:
@@ -332,14 +347,3 @@ def is_turned(entry: Any) -> bool:
     if isinstance(entry, Stack):
         return is_turned(entry.entries[0])
     return isinstance(entry, Changed) and is_turned(entry.entry) != isinstance(entry, Transposed)
-
-
-def as_weights(model: Any) -> Any:
-    """A model whose blocks took weights for the arrays of a `Dense`, without these."""
-
-    def inside(leaf: Any) -> Any:
-        if isinstance(leaf, Dense) and isinstance(leaf.array, Coded):
-            return leaf.array.T if leaf.transposed else leaf.array
-        return leaf
-
-    return jax.tree.map(inside, model, is_leaf=is_weight)

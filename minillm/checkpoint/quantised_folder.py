@@ -19,10 +19,12 @@ import ml_dtypes
 import numpy as np
 
 from ..archs import Arch
-from ..blocks.params import stacked
+from ..blocks.params import Shape, stacked
 from ..config import Config, shown
 from ..errors import UserError
 from ..model import Model
+from ..parallel import Spread, answers, spread
+from ..parallel.mesh import AnyMesh
 from ..quant import by_place, is_weight
 from ..quant.quantised import Change, Progress
 from ..quant.recipes import recipe_named, weight_like
@@ -30,7 +32,7 @@ from ..quant.scaled import Scaled
 from ..tokenizer import Tokenizer
 from .folder_writer import config_text, write_files
 from .safetensors import Safetensors
-from .source import missing
+from .source import Index, missing
 from .vocabulary import tokenizer_from_folder
 
 KEY, METHOD = "quantization_config", "minillm"
@@ -68,6 +70,23 @@ def own_weights(values: dict[str, Any], where: str) -> dict[str, Any] | None:
     if not isinstance(weights, dict):
         raise UserError(f"{where}: {KEY} has no weights by place, expected what minillm quantize wrote")
     return weights
+
+
+@dataclass(frozen=True)
+class Stored:
+    """An array of a folder whose numbers are read when a slice of it is wanted, and not before."""
+
+    source: Safetensors
+    name: str
+    dtype: Any
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of all of it."""
+        return self.source.shape(self.name)
+
+    def __getitem__(self, index: Index) -> np.ndarray:
+        return self.source.stored(self.name, index).astype(self.dtype)
 
 
 @dataclass(frozen=True)
@@ -147,3 +166,22 @@ class QuantisedFolder:
             done += self.source.nbytes(name)
             progress("reading weights", done, total)
         return tree.unflatten(arrays)
+
+    def on_mesh(self, mesh: AnyMesh, progress: Progress) -> Spread:
+        """The model on a mesh, of which a process reads what its own devices hold."""
+        leaves, tree = by_place(self.shapes(), None)
+        arrays = [Stored(self.source, name, leaf.dtype) for name, leaf in leaves]
+        read, total, done = answers(tree.unflatten(arrays), self.config), sum(map(self.nbytes, arrays)), 0
+
+        def get(name: str, layer: int | None, *shapes: Shape, init: Any) -> Any:
+            nonlocal done
+            found = read(name, layer, *shapes, init=init)
+            done += sum(map(self.nbytes, jax.tree.leaves(found)))
+            progress("reading weights", done, total)
+            return found
+
+        return spread(self.config, mesh, get)
+
+    def nbytes(self, array: Stored) -> int:
+        """How many bytes an array has in the file."""
+        return self.source.nbytes(array.name)

@@ -151,7 +151,9 @@ def tokenizer_to_gguf(folder: Path, config: Config) -> dict[str, Any]:
     if (folder / "tokenizer.model").is_file():  # a tokenizer.json beside it was made of it
         found = tokenizer_from_model(folder)
     backend, names = found.backend, found.backend.vocabulary()
-    where = str(folder)
+    where, last = str(folder), max(names.values(), default=-1)
+    if last >= config.v:
+        raise UserError(f"{folder}: its tokenizer has a token with id {last}, expected ids below {config.v}")
     entries = bytes_to_gguf(backend, where) if isinstance(backend, Bytes) else pieces_to_gguf(backend, where)
     pad(entries, config.v)
     bos, eos = names.get(found.bos), names.get(found.eos)

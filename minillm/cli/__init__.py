@@ -21,6 +21,7 @@ minillm: LLM inference, small enough to read
           minillm pull smollm2-135m
           minillm chat
   judge   minillm validate my_kernels.py:flash --op attention
+  plan    minillm compile tiny-moe --target tpu-v5e
 
 minillm --help lists the commands.
 """

@@ -129,7 +129,7 @@ def answer(session: "Session", line: str) -> None:
     """Ask, and show the answer as it comes; somebody at the terminal may stop it."""
     shown, pieces = interactive(), session.ask(line)
     try:
-        with status("reading"):
+        with status("reading, compiling what is new"):
             first = next(pieces, "")
         for piece in chain([first], pieces):
             click.echo(printable(piece) if shown else piece, nl=False)

@@ -130,7 +130,7 @@ def show_plan(
     few = narrowed(shapes if quant is None else in_few_bits(shapes, quant), DTYPE)
     programs = {}
     with status(f"planning {model} for {target}") as say:
-        lying, devices, place = on_devices(few, config, DTYPE, target, mesh, compiles)
+        lying, devices, place = on_devices(few, config, target, mesh, compiles)
         made = plan(model, lying, work, device, devices, place)
         for name, program in made.programs.items() if compiles else ():
             say(f"compiling the {name} program of {model} for {target}")

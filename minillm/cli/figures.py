@@ -16,12 +16,13 @@ def flat(completion: "Completion") -> dict[str, Any]:
     return fields | timings | speculation
 
 
-def closing_line(completion: "Completion", unused: list[str]) -> str:
-    """One line on how it went, and what to try next."""
+def closing_line(completion: "Completion", most: int, unused: list[str]) -> str:
+    """One line on how it went, with `most` tokens to be had, and what to try next."""
     speed = completion.timings.get("decode_tok_s")
     rate = f", {speed:.0f} tokens/s" if speed else ""
     hint = f"; try {' or '.join(unused)}" if unused else ""
-    limit = " (as many as asked for, or the context is full)" if completion.finish_reason == "length" else ""
+    cut = "ended by --max-tokens" if len(completion.tokens) == most else "the context is full"
+    limit = f" ({cut})" if completion.finish_reason == "length" else ""
     return f"{counted(len(completion.tokens), 'token')}{limit}{rate}{hint}"
 
 
@@ -33,7 +34,7 @@ def shown(figure: int | float | list[float]) -> str:
 
 
 def statistics(lm: "LM", completion: "Completion") -> str:
-    """Speed, and how much of the memory's bandwidth decoding used: each token reads every weight once."""
+    """Speed, and how much of the memory's bandwidth decoding used: each pass reads every weight once."""
     import jax
 
     from ..xla import memory_bandwidth
@@ -47,9 +48,18 @@ def statistics(lm: "LM", completion: "Completion") -> str:
         if lm.model.head is not None:  # of an embedding that is not the head too, one row is read
             read -= sum(leaf.nbytes for leaf in jax.tree.leaves(lm.model.embed))
         best = memory_bandwidth()
-        achieved = read * speed
+        achieved = read * speed / tokens_a_pass(completion)
         lines.append(
             f"{'weights read':<16}{achieved / 1e9:.1f} GB/s, {achieved / best:.0%} of the {best / 1e9:.1f} GB/s "
             "measured here"
         )
     return "\n".join(lines)
+
+
+def tokens_a_pass(completion: "Completion") -> float:
+    """How many tokens a pass of the model gave; 1 without drafts."""
+    found = completion.speculation
+    if not found:
+        return 1.0
+    drafted, plain = found["draft_passes"], found["plain_steps"]
+    return (drafted * (found["tokens_per_pass"] or 0) + plain) / (drafted + plain)

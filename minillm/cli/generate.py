@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 LARGEST_PROMPT = 64 << 20  # bytes
 BUNDLED, OPENING = "tiny-transformer", "Recipe: Tomato Soup"
-OTHERS = f"{BUNDLED} knows recipes and scripture; for a general model: minillm pull smollm2-135m"
+GENERAL = "smollm2-135m"
 INPUT = 'Many prompts: lines of JSON such as "a prompt" or {"prompt": "…", "max_tokens": 20}; - is standard input.'
 DTYPE = click.Choice(
     ["float32", "bfloat16"]
@@ -117,7 +117,7 @@ def run_text(
     for line in [] if as_text else values(lm, stream.plan.prompt, completion, as_json, logprobs):
         click.echo(json.dumps(line, ensure_ascii=False))
     if watched:
-        say_goodbye(lm, asked, completion, stats, greedy=options["temperature"] == 0)
+        say_goodbye(lm, asked, completion, stats, options)
     if stats:
         click.echo(statistics(lm, completion), err=True)
     if completion.finish_reason == "interrupted":
@@ -188,16 +188,19 @@ def values(
     return [flat(completion) | ({} if logprobs is None else {"logprobs": scored})]
 
 
-def say_goodbye(lm: "LM", asked: Asked, completion: "Completion", stats: bool, greedy: bool) -> None:
+def say_goodbye(lm: "LM", asked: Asked, completion: "Completion", stats: bool, options: dict[str, Any]) -> None:
     """What somebody at a terminal is told at the end: how it went, and what else there is."""
+    from ..checkpoint.pull import model_path
+
     tries = {
         "--chat": asked.chat or lm.tokenizer is None or lm.tokenizer.chat_template is None,
         "--stats": stats,
-        "--temperature 0": greedy,
+        "--temperature 0": options["temperature"] == 0,
     }
-    note(closing_line(completion, [option for option, used in tries.items() if not used]))
+    note(closing_line(completion, options["max_tokens"], [option for option, used in tries.items() if not used]))
     if asked.model == BUNDLED:
-        note(OTHERS)
+        get = f"minillm chat {GENERAL}" if model_path(GENERAL).is_file() else f"minillm pull {GENERAL}"
+        note(f"{BUNDLED} knows recipes and scripture; for a general model: {get}")
 
 
 def judged(lm: "LM", prompt: Sequence[int], tokens: list[int], n: int) -> list[dict[str, Any]]:
@@ -274,8 +277,11 @@ def opened(
     lm = load(model, dtype=dtype, mesh=mesh_of(mesh), progress=progress)
     if quant is None:
         return lm
+    from jax import process_index
+
     from ..quant.quantised import summary
 
     lm, changes = lm.quantize(quant)
-    note(summary(quant, changes))
+    if process_index() == 0:
+        note(summary(quant, changes))
     return lm

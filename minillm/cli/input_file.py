@@ -35,7 +35,7 @@ def run_file(
     lm = asked.opened()
     columns = MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn()
     with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
-        task, began, tokens = bar.add_task("", total=len(job.lines)), time.perf_counter(), 0
+        task, began, tokens = bar.add_task("compiling", total=len(job.lines)), time.perf_counter(), 0
         done = 0
         try:
             for one in job.run(lm, lambda text: lm.prompt_ids(asked.put(text, lm))):

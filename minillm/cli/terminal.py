@@ -57,7 +57,7 @@ def bar() -> Iterator[Callable[[str, int, int], None]]:
     from rich.progress import Progress
 
     with Progress(console=Console(stderr=True), transient=True) as shown:
-        task = shown.add_task("", total=None)
+        task = shown.add_task("loading", total=None)
         yield lambda doing, done, of: shown.update(task, description=doing, completed=done, total=of)
 
 

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from shutil import get_terminal_size
 from typing import TYPE_CHECKING
 
 import click
@@ -80,8 +81,17 @@ def list_lessons() -> None:
             f"{lesson.number:>3}  {click.style(lesson.title, bold=True)}"
             + (f"  ({words.lstrip(', ')})" if words else "")
         )
-        click.echo(f"     {lesson.promise}")
+        click.echo(wrapped(lesson.promise))
     click.echo("\nminillm tutorial 1 begins the first; --help shows the rest.")
+
+
+def wrapped(line: str) -> str:
+    """A line under a title; at a terminal, broken between words."""
+    if not interactive():
+        return f"     {line}"
+    from ..lessons.walk import WIDEST
+
+    return click.wrap_text(line, min(get_terminal_size().columns, WIDEST), "     ", "     ")
 
 
 def new_console() -> "Console":

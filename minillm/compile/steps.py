@@ -16,14 +16,14 @@ from jax.sharding import AbstractMesh, AxisType, NamedSharding, SingleDeviceShar
 from jax.sharding import PartitionSpec as P
 
 from ..archs import find_hf
-from ..blocks.params import Shape, stacked
+from ..blocks.params import stacked
 from ..cache import StateSpec
 from ..checkpoint.jsonfile import read_json
 from ..config import Config, Fields
 from ..errors import UserError
 from ..generate import CHUNK, advance
 from ..model import Model
-from ..parallel import Spread, new_mesh, spread
+from ..parallel import Spread, answers, new_mesh, spread
 from ..parallel.mesh import DATA, parsed, size_of
 from ..quant import Dense, by_place, in_dtype, is_weight
 from ..quant.quantised import STAY
@@ -86,9 +86,7 @@ def is_coded(leaf: Any) -> bool:
     return is_weight(leaf) and not isinstance(leaf, Dense)
 
 
-def on_devices(
-    shapes: Model, config: Config, dtype: str, target: str, mesh: str | None, real: bool
-) -> tuple[Any, int, Any]:
+def on_devices(shapes: Model, config: Config, target: str, mesh: str | None, real: bool) -> tuple[Any, int, Any]:
     """The shapes as they lie on devices of a target, how many those are, and where tokens go.
 
     Unless they are `real` enough to compile for, the devices have no more than a number. UserError if the mesh does
@@ -99,18 +97,11 @@ def on_devices(
         return placed(shapes, place), 1, place
     sizes = parsed(mesh)
     count = math.prod(sizes.values())
-    for where, leaf in by_place(shapes)[0]:
-        if is_coded(leaf):
-            raise UserError(f"{where} is in few bits, which a mesh does not cut yet; leave --mesh or --quant out")
     if real:
         grid: Any = new_mesh(mesh, devices(target, count))
     else:
         grid = AbstractMesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
-
-    def get(name: str, layer: int | None, *parts: Shape, init: Any) -> Any:
-        return in_dtype(stacked(parts), dtype)
-
-    return spread(config, grid, get), count, NamedSharding(grid, P())
+    return spread(config, grid, answers(shapes, config)), count, NamedSharding(grid, P())
 
 
 def placed(tree: Any, sharding: Any) -> Any:

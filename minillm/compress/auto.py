@@ -8,6 +8,7 @@ most off the sum.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,7 @@ from ..quant import Dense, by_place, is_weight
 from ..quant.quantised import STAY, Progress
 from ..quant.recipes import Recipe, recipe_named
 from ..quant.rules import Rule
+from ..quant.storage import Storage
 from .calibration import read
 
 LADDER = ("q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "q8_0")
@@ -51,9 +53,9 @@ def auto_rules(
     ladders = {}
     for done, (place, i) in enumerate(chosen.items(), 1):
 
-        def cost(decoded: Dense, i: int = i) -> float:
+        def cost(other_matrix: Dense, i: int = i) -> float:
             """What the model loses with another matrix in this place."""
-            other = tree.unflatten([*weights[:i], decoded, *weights[i + 1 :]])
+            other = tree.unflatten([*weights[:i], other_matrix, *weights[i + 1 :]])
             return float(np.mean([divergence(p, read(other, x)) for p, x in zip(reference, texts, strict=True)]))
 
         ladders[place] = ladder(weights[i], place == "embed", cost)
@@ -75,16 +77,19 @@ def ladder(weight: Dense, embedding: bool, cost: Callable[[Dense], float]) -> li
         return []
     stack = matrix.reshape(-1, *matrix.shape[-2:])
     parts = [np.stack([recipe.storage.encode(w)[0] for w in stack]) for recipe in fitting]
-    found = (
-        jax.vmap(recipe.storage.decode)((jnp.asarray(part),)) for recipe, part in zip(fitting, parts, strict=True)
-    )
-    decoded = [np.asarray(one).reshape(matrix.shape) for one in found]
-    errors = [float(np.sum(np.square(matrix - one, dtype=np.float64))) for one in decoded]
+    found = [np.asarray(decoded(part, recipe.storage)) for recipe, part in zip(fitting, parts, strict=True)]
+    errors = [float(np.sum(np.square(stack - one, dtype=np.float64))) for one in found]
     at = fitting.index(recipes[LADDER.index(PROBE)] or fitting[0])
-    lost = cost(in_order_of(weight, Dense(jnp.asarray(decoded[at]), not embedding)))
+    lost = cost(in_order_of(weight, Dense(jnp.asarray(found[at].reshape(matrix.shape)), not embedding)))
     each = lost / errors[at] if errors[at] else 0.0
     rungs = [Rung(r, 8 * p.nbytes, each * error) for r, p, error in zip(fitting, parts, errors, strict=True)]
     return sorted(rungs, key=lambda rung: rung.bits)
+
+
+@partial(jax.jit, static_argnames="storage")
+def decoded(part: jax.Array, storage: Storage) -> jax.Array:
+    """Matrices [e, rows, columns] of what a storage with one array keeps of them."""
+    return jax.vmap(storage.decode)((part,))
 
 
 def spread(ladders: dict[str, list[Rung]], budget: float) -> dict[str, Rung]:

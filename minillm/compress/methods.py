@@ -105,12 +105,13 @@ class Calibrated:
         self.method, self.inputs, self.folder = method, inputs, folder
 
     def __call__(
-        self, place: str, matrix: np.ndarray, recipe: Recipe
+        self, place: str, matrix: Any, recipe: Recipe
     ) -> tuple[tuple[np.ndarray, ...], np.ndarray | None, str | None]:
         """Parts and factors of a matrix [rows, columns] or of e of them, and what the method was not used for.
 
         ValueError if the storage cannot hold it, UserError if there is no working with its inputs.
         """
+        matrix = np.asarray(matrix, np.float32)
         stack, storage = matrix.reshape(-1, *matrix.shape[-2:]), recipe.storage
         inputs = self.inputs_at(place, len(stack))
         given = vars(self.inputs[place]).values() if place in self.inputs else ()

@@ -21,12 +21,13 @@ from ..cache import StateSpec
 from ..config import Config
 from ..errors import UserError
 from ..model import Model
-from ..quant import Dense
+from ..quant import Dense, as_stored, as_weights, is_weight
 from ..span import Span
+from .few_bits import cut_weight
 from .mesh import DATA, EXPERT, MODEL, SEQ, AnyMesh, size_of
 from .ring import check_can_deal, hidden_dealt, init_dealt
 from .rules import Cut, Shape, cuts, local
-from .weights import Head, OwnExperts, SharedMamba2, SharedRMSNorm, Summed, Vocabulary
+from .weights import Head, OwnExperts, SharedMamba2, SharedRMSNorm, Summed, Vocabulary, for_whole_tokens
 
 
 @struct.dataclass
@@ -60,6 +61,11 @@ class Spread:
     def blocks(self) -> tuple:
         """UserError: no device has any of them as a whole."""
         raise UserError("the model lies on a mesh, where no block is whole; to look into one, load it without")
+
+    @property
+    def shapes(self) -> "Spread":
+        """The same with shapes in place of arrays, which say where the pieces lie."""
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), self)
 
     def init_state(self, spec: StateSpec) -> Any:
         """Empty memory, as in `Model`.
@@ -172,22 +178,41 @@ def spread(config: Config, mesh: AnyMesh, get: Get) -> Spread:
     """The model a config describes, on a mesh; `get` as in `Model.build`.
 
     What it delivers need only have slices: of an array, or of something that reads them, no process takes more
-    than its devices hold. A `ShapeDtypeStruct` becomes one that says where the pieces lie. UserError if the mesh
-    does not divide the model.
+    than its devices hold. A `ShapeDtypeStruct` becomes one that says where the pieces lie, and a weight in few bits
+    may have such things for its parts. UserError if the mesh does not divide the model.
     """
     if size_of(mesh, SEQ) > 1:
         check_can_deal(config)
     found, arrays = cuts(config, mesh), {}
 
     def take(name: str, layer: int | None, *shapes: Shape, init: Any) -> None:
-        cut = found[name, layer]
-        arrays[name, layer] = Placed(name, cut, placed(get(name, layer, *shapes, init=init), cut))
+        source, cut = get(name, layer, *shapes, init=init), found[name, layer]
+
+        def place(source: Any, cut: Cut) -> Placed:
+            return Placed(name, cut, placed(source, cut))
+
+        where = name if layer is None else f"{name} of layer {layer}"
+        arrays[name, layer] = cut_weight(source, cut, where, place) if is_weight(source) else place(source, cut)
 
     Model.build(config, take)
-    share = Model.build(local(config, mesh), lambda name, layer, *shapes, init: arrays[name, layer])
+    share = as_weights(Model.build(local(config, mesh), lambda name, layer, *shapes, init: arrays[name, layer]))
     share = with_collectives(share, config, mesh)
     specs = tuple(leaf.cut.spec for leaf in jax.tree.leaves(share))
     return Spread(jax.tree.map(lambda leaf: leaf.array, share), mesh, specs)
+
+
+def answers(model: Any, config: Config) -> Get:
+    """What delivers the parameters of a model that is whole, as `Model.build` asks for them."""
+
+    def named(name: str, layer: int | None, *shapes: Shape, init: Any) -> str:
+        return f"{name} of layer {layer}"
+
+    asked, given = (jax.tree.leaves(one, is_leaf=is_weight) for one in (Model.build(config, named), model))
+    found: dict[Any, Any] = {}
+    for one, leaf in zip(asked, given, strict=True):
+        name: Any = one.array if isinstance(one, Dense) else one
+        found[name] = as_stored(one, leaf) if isinstance(one, Dense) else leaf
+    return lambda name, layer, *shapes, init: found[named(name, layer, init=init)]
 
 
 @dataclass(eq=False)
@@ -202,6 +227,8 @@ class Placed:
 def placed(source: Any, cut: Cut) -> Any:
     """The pieces of a parameter, each on the device that holds it."""
     sharding = NamedSharding(cut.mesh, cut.spec)
+    if isinstance(source, jax.Array) and source.sharding == sharding:
+        return source
     if isinstance(source, jax.ShapeDtypeStruct):
         return jax.ShapeDtypeStruct(cut.whole, source.dtype, sharding=sharding)
 
@@ -233,7 +260,7 @@ def with_collectives(share: Any, config: Config, mesh: AnyMesh) -> Any:
 
 def is_part(node: Any) -> bool:
     """Whether a part of a block may have to be joined."""
-    return isinstance(node, Dense | RMSNorm)
+    return is_weight(node) or isinstance(node, RMSNorm)
 
 
 def joined(node: Any) -> Any:
@@ -241,12 +268,13 @@ def joined(node: Any) -> Any:
     if isinstance(node, RMSNorm):
         weight: Any = node.weight
         return SharedRMSNorm(weight, node.eps, MODEL) if MODEL in weight.cut.axes else node
-    if not isinstance(node, Dense):
+    if not is_weight(node):
         return node
-    parameter: Any = node.array
-    axes, weight = parameter.cut.axes, node
-    summed = (MODEL,) if axes[-1] == MODEL else ()  # its inputs are cut
+    parameter, *_ = jax.tree.leaves(node)
+    axes, weight, summed = parameter.cut.axes, node, ()
+    if axes[-1] == MODEL:  # its inputs are cut
+        weight, summed = for_whole_tokens(node, MODEL), (MODEL,)
     if axes[0] == EXPERT:
-        weight = OwnExperts(node, EXPERT)
+        weight = OwnExperts(weight, EXPERT)
         summed = (EXPERT, *summed) if parameter.name == "moe.down" else summed  # the last of an expert's matrices
     return Summed(weight, summed) if summed else weight

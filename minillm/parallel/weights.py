@@ -13,6 +13,8 @@ import numpy as np
 from flax import struct
 
 from ..blocks import Mamba2
+from ..quant.dynamic import BESIDE, Dynamic
+from ..quant.scaled import Scaled
 
 
 @struct.dataclass
@@ -30,6 +32,44 @@ class Summed:
     def grouped(self, x: jax.Array, sizes: jax.Array) -> jax.Array:
         """Each group's rows by its own matrix, as in `quant`."""
         return jax.lax.psum(self.weight.grouped(x, sizes), self.axes)
+
+
+@struct.dataclass
+class WholeTokens:
+    """A weight that rounds x with a scale a token, of whose inputs every device has some.
+
+    Devices tell each other the largest of theirs, so that the scale is that of the whole token.
+    """
+
+    weight: Dynamic
+    axis: str = struct.field(pytree_node=False)
+
+    __array_ufunc__ = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(in, out)."""
+        return self.weight.shape
+
+    def __rmatmul__(self, x: jax.Array) -> jax.Array:
+        return self.told(x) @ self.weight
+
+    def grouped(self, x: jax.Array, sizes: jax.Array) -> jax.Array:
+        """Each group's rows by its own matrix, as in `quant`."""
+        return self.weight.grouped(self.told(x), sizes)
+
+    def told(self, x: jax.Array) -> jax.Array:
+        """x [..., in], with the largest number of whole tokens beside it."""
+        largest = jax.lax.pmax(jnp.max(jnp.abs(x), axis=-1, keepdims=True), self.axis)
+        return jnp.concatenate([x, jnp.broadcast_to(largest, (*x.shape[:-1], BESIDE))], axis=-1)
+
+
+def for_whole_tokens(weight: Any, axis: str) -> Any:
+    """A weight of whose inputs every device has some; `WholeTokens` if it rounds x with a scale a token."""
+    if isinstance(weight, Scaled):
+        return Scaled(for_whole_tokens(weight.weight, axis), weight.factors, weight.transposed)
+    by_token = isinstance(weight, Dynamic) and weight.product.by_token
+    return WholeTokens(weight, axis) if by_token else weight
 
 
 @struct.dataclass

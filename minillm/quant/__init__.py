@@ -21,7 +21,7 @@ import jax
 
 from .dense import Dense
 
-__all__ = ["Dense", "Weight", "by_place", "in_dtype", "is_weight", "stored_for"]
+__all__ = ["Dense", "Weight", "as_stored", "as_weights", "by_place", "in_dtype", "is_weight", "stored_for"]
 
 
 class Weight(Protocol):
@@ -65,6 +65,25 @@ def in_dtype(parts: Any, dtype: str | None) -> Any:
 def is_weight(node: Any) -> bool:
     """Whether a part of a model is a weight."""
     return hasattr(node, "for_rows")
+
+
+def as_weights(model: Any) -> Any:
+    """A model whose blocks took weights for the arrays of a `Dense`, without these."""
+
+    def inside(leaf: Any) -> Any:
+        if isinstance(leaf, Dense) and is_weight(leaf.array):
+            weight: Any = leaf.array
+            return weight.T if leaf.transposed else weight
+        return leaf
+
+    return jax.tree.map(inside, model, is_leaf=is_weight)
+
+
+def as_stored(asked: Dense, weight: Any) -> Any:
+    """The other way round: what a `Dense` would have taken, an array or a coded weight, to become this weight."""
+    if not isinstance(weight, Dense):
+        return weight.T if asked.transposed else weight
+    return weight.array if weight.transposed == asked.transposed else weight.array.swapaxes(-1, -2)
 
 
 def by_place(model: Any, is_leaf: Callable[[Any], bool] | None = is_weight) -> tuple[list[tuple[str, Any]], Any]:

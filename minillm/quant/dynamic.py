@@ -27,12 +27,20 @@ from .coded import Coded
 from .grouped import grouped_product
 from .storage import PER_LARGEST, Blocks, Floats, Ints, Storage
 
+BESIDE = 16  # columns that count for scales alone: a block of NVFP4, the largest there is with a scale a token
+
 
 class Product(Protocol):
-    """x f32 [t d] times the transpose of a matrix [f d] in `storage` -> f32 [t f]."""
+    """x f32 [t d] times the transpose of a matrix [f d] in `storage` -> f32 [t f].
+
+    Where scales of x belong to whole tokens (`by_token`), x may have `BESIDE` columns more than there are weights.
+    They count for the scales alone, as the rest of a token does whose other columns are multiplied elsewhere.
+    """
 
     @property
     def storage(self) -> Storage: ...
+    @property
+    def by_token(self) -> bool: ...
     def __call__(self, x: jax.Array, parts: tuple[jax.Array, ...]) -> jax.Array: ...
 
 
@@ -45,11 +53,15 @@ class Int8:
 
     storage: Ints
 
+    @property
+    def by_token(self) -> bool:
+        return True
+
     def __call__(self, x: jax.Array, parts: tuple[jax.Array, ...]) -> jax.Array:
         """As `int8_matmul`."""
         codes, scales, _ = encode_ints(x, "int8")
         w = self.storage.coded(parts)
-        return int8_matmul(codes, w.codes, scales[:, 0], w.scales[:, 0])
+        return int8_matmul(first(codes, w.codes), w.codes, scales[:, 0], w.scales[:, 0])
 
 
 @dataclass(frozen=True)
@@ -58,11 +70,15 @@ class Int4Int8:
 
     storage: Ints
 
+    @property
+    def by_token(self) -> bool:
+        return True
+
     def __call__(self, x: jax.Array, parts: tuple[jax.Array, ...]) -> jax.Array:
         """As `grouped_int_matmul`."""
         codes, scales, _ = encode_ints(x, "int8")
         w = self.storage.coded(parts)
-        return grouped_int_matmul(codes, w.codes, scales[:, 0], w.scales, w_zero=w.zeros)
+        return grouped_int_matmul(first(codes, w.codes), w.codes, scales[:, 0], w.scales, w_zero=w.zeros)
 
 
 @dataclass(frozen=True)
@@ -72,12 +88,16 @@ class Fp8:
     storage: Floats
     group: int | None = None
 
+    @property
+    def by_token(self) -> bool:
+        return self.group is None
+
     def __call__(self, x: jax.Array, parts: tuple[jax.Array, ...]) -> jax.Array:
         """As `fp8_matmul`."""
         groups = x.reshape(len(x), -1, self.group or x.shape[1])
         scales = jnp.max(jnp.abs(groups), axis=-1) * PER_LARGEST
-        codes = encode_float(divided(groups, scales), "e4m3fn", saturate=True)
-        return fp8_matmul(codes.reshape(x.shape), parts[0], scales, parts[1])
+        codes = encode_float(divided(groups, scales), "e4m3fn", saturate=True).reshape(x.shape)
+        return fp8_matmul(first(codes, parts[0]), parts[0], scales, parts[1])
 
 
 @dataclass(frozen=True)
@@ -85,6 +105,10 @@ class Mx:
     """One MX format on both sides."""
 
     storage: Blocks
+
+    @property
+    def by_token(self) -> bool:
+        return False
 
     def __call__(self, x: jax.Array, parts: tuple[jax.Array, ...]) -> jax.Array:
         """As `mx_matmul`."""
@@ -99,16 +123,25 @@ class NVFP4:
 
     storage: Blocks
 
+    @property
+    def by_token(self) -> bool:
+        return True
+
     def __call__(self, x: jax.Array, parts: tuple[jax.Array, ...]) -> jax.Array:
         """As `nvfp4_matmul`, token by token."""
         w = self.storage.coded(parts)
 
         def token(row: jax.Array) -> jax.Array:
             one = encode_blocks(row[None], "nvfp4")
-            y = nvfp4_matmul(one.elements, w.elements, one.scales, w.scales, one.tensor_scale, w.tensor_scale[0, 0])
-            return y[0]
+            elements, scales = first(one.elements, w.elements), first(one.scales, w.scales)
+            return nvfp4_matmul(elements, w.elements, scales, w.scales, one.tensor_scale, w.tensor_scale[0, 0])[0]
 
         return jax.lax.map(token, x)
+
+
+def first(x: jax.Array, w: jax.Array) -> jax.Array:
+    """As many columns of x as w has."""
+    return x[:, : w.shape[1]]
 
 
 @struct.dataclass
@@ -139,7 +172,7 @@ class Dynamic:
         """x [..., in] @ self -> [..., out] in x's dtype; ValueError for the side that has no scale an output."""
         if not self.weight.transposed:
             raise ValueError("Dynamic: x @ w is asked of an embedding, expected x @ w.T: its scales belong to rows")
-        if x.shape[-1] != self.shape[0]:
+        if x.shape[-1] - self.shape[0] not in ((0, BESIDE) if self.product.by_token else (0,)):
             raise ValueError(f"Dynamic: x has {x.shape[-1]} columns, but the weight is {list(self.shape)}")
         y = self.product(x.reshape(-1, x.shape[-1]).astype(jnp.float32), self.weight.parts)
         return y.astype(x.dtype).reshape(*x.shape[:-1], -1)

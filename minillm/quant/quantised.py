@@ -18,9 +18,9 @@ STAYS = "stays in every recipe"
 AS_TOLD = "was to be kept"
 STAY = re.compile(r"router|positions")
 
-# From place, matrices f32 [..., rows, columns] and recipe to their parts with the same leading axes, factors for
-# their columns if they need any (see `scaled`), and what could not be done as well as meant.
-Find = Callable[[str, np.ndarray, Recipe], tuple[tuple[Any, ...], Any, str | None]]
+# From place, matrices [..., rows, columns] and recipe to their parts with the same leading axes, factors for their
+# columns if they need any (see `scaled`), and what could not be done as well as meant.
+Find = Callable[[str, Any, Recipe], tuple[tuple[Any, ...], Any, str | None]]
 Progress = Callable[[str, int, int], None]  # what is being done, how many steps of it are, of how many
 
 
@@ -41,8 +41,9 @@ class Change(NamedTuple):
     remark: str | None = None
 
 
-def rounded(place: str, matrix: np.ndarray, recipe: Recipe) -> tuple[tuple[np.ndarray, ...], None, None]:
+def rounded(place: str, matrix: Any, recipe: Recipe) -> tuple[tuple[np.ndarray, ...], None, None]:
     """Every number rounded by itself."""
+    matrix = np.asarray(matrix, np.float32)
     stack = [recipe.storage.encode(one) for one in matrix.reshape(-1, *matrix.shape[-2:])]
     parts = [np.stack(part) if matrix.ndim > 2 else part[0] for part in zip(*stack, strict=True)]
     return tuple(parts), None, None
@@ -84,12 +85,13 @@ def changed(place: str, weight: Any, rule: Rule | None, find: Callable[[Rule], F
     odd = f"its rows of {columns} are no multiple of {wanted.storage.multiple}"
     if recipe is None:
         return weight, account(place, weight, kept=odd)
-    matrix = np.asarray(weight.dense() if embedding else weight.T.dense(), np.float32)
+    matrix = weight.dense() if embedding else weight.T.dense()
     try:
         parts, factors, remark = find(rule)(place, matrix, recipe)
     except ValueError as error:
         raise UserError(f"{place} cannot be stored as {recipe.name}: {error}") from None
-    new: Any = recipe.weight(tuple(jax.device_put(part) for part in parts), columns, transposed=True)
+    parts = (part if isinstance(part, jax.Array) else jax.device_put(part) for part in parts)
+    new: Any = recipe.weight(tuple(parts), columns, transposed=True)
     new = new if factors is None else Scaled(new, jax.device_put(factors))
     new = new.T if embedding else new
     if recipe != wanted:

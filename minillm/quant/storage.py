@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from ..ops import (
@@ -26,7 +25,6 @@ from ..ops import (
     encode_gguf,
     encode_ints_ref,
     encode_nf4_ref,
-    pack,
     sign_extended,
     unpack,
 )
@@ -38,15 +36,23 @@ from ..ops.formats.nf4 import CodedNF4
 from ..ops.formats.rounding import divided_ref
 
 Parts = tuple[np.ndarray, ...]
+Reach = Literal["group", "row", "tensor"] | None
 PER_LARGEST = np.float32(1 / FLOATS["e4m3fn"].max)
 TILE = 128  # as in DeepSeek-V3, arXiv:2412.19437, section 3.3.2
 
 
 class Storage(Protocol):
-    """What every storage can do; `multiple` is what the number of columns must be a multiple of."""
+    """What every storage can do.
+
+    multiple    what the number of columns must be a multiple of
+    reach       the numbers whose least and largest decide how one of them is rounded: those of a group of columns,
+                a row, or the matrix; None if it takes more than these two, or other numbers
+    """
 
     @property
     def multiple(self) -> int: ...
+    @property
+    def reach(self) -> Reach: ...
     def encode(self, w: np.ndarray) -> Parts: ...
     def decode(self, parts: tuple[jax.Array, ...]) -> jax.Array: ...
 
@@ -63,6 +69,11 @@ class Ints:
     def multiple(self) -> int:
         """Groups come out even, and so do bytes."""
         return self.group or 8 // INTS[self.format].bits
+
+    @property
+    def reach(self) -> Reach:
+        """What has one scale; that of ternary codes is a mean."""
+        return "group" if self.group else "row" if self.format != "ternary" else None
 
     def encode(self, w: np.ndarray) -> Parts:
         """Packed codes, scales, zero points if there are any."""
@@ -97,6 +108,11 @@ class Floats:
         """Tiles are whole from left to right; from top to bottom the last ones may be lower."""
         return TILE if self.scale == "tile" else 1
 
+    @property
+    def reach(self) -> Reach:
+        """What has one scale; a tile is neither of a row alone nor of all."""
+        return None if self.scale == "tile" else self.scale
+
     def encode(self, w: np.ndarray) -> Parts:
         """Codes, and the scales at which the largest magnitude is the format's."""
         tiles = np.abs(finite(w)).reshape(len(w), -1, TILE if self.scale == "tile" else w.shape[1])
@@ -123,6 +139,11 @@ class Blocks:
     def multiple(self) -> int:
         """The size of a block."""
         return BLOCKS[self.format].size
+
+    @property
+    def reach(self) -> Reach:
+        """A block, but for the scale that NVFP4 has for all of them."""
+        return "group" if BLOCKS[self.format].scale == "e8m0" else "tensor"
 
     @property
     def bits(self) -> int:
@@ -155,6 +176,11 @@ class NF4:
 
     multiple: int = NF4_SIZE
 
+    @property
+    def reach(self) -> Reach:
+        """A block has all its scales."""
+        return "group"
+
     def encode(self, w: np.ndarray) -> Parts:
         """Packed codes, scales."""
         coded = encode_nf4_ref(w)
@@ -172,6 +198,11 @@ class GGUF:
     type: str
 
     @property
+    def reach(self) -> Reach:
+        """A block has all its scales."""
+        return "group"
+
+    @property
     def multiple(self) -> int:
         """The values of a block."""
         return gguf_type(self.type).values
@@ -186,8 +217,11 @@ class GGUF:
 
 
 def packed_codes(codes: np.ndarray, bits: int) -> np.ndarray:
-    """Codes in bytes; negative ones by their lowest bits."""
-    return codes if bits == 8 else np.asarray(pack(jnp.asarray(codes.view(np.uint8)), bits))
+    """Codes in bytes as `pack` does it, without compiling for each shape; negative ones by their lowest bits."""
+    if bits == 8:
+        return codes
+    single = np.unpackbits(codes.view(np.uint8)[..., None], axis=-1, count=bits, bitorder="little")
+    return np.packbits(single.reshape(*codes.shape[:-1], codes.shape[-1] * bits), axis=-1, bitorder="little")
 
 
 def unpacked_codes(data: jax.Array, bits: int, signed: bool = False) -> jax.Array:

@@ -34,7 +34,7 @@ def planned(values: dict, target: str, mesh: str | None = None, work: Work = WOR
     """The plan of a small model on devices to compile for."""
     config = find_hf(values["model_type"], "test").config_from_hf(Fields(values, "config.json"))
     shapes = narrowed(shapes_of(config), "bfloat16")
-    model, count, place = on_devices(shapes, config, "bfloat16", target, mesh, real=True)
+    model, count, place = on_devices(shapes, config, target, mesh, real=True)
     return plan("it", model, work, DEVICES[target], count, place)
 
 

@@ -22,6 +22,7 @@ from minillm.ops.attention.pallas_gpu import flash_attention_gpu
 from minillm.ops.attention.pallas_gpu_paged import paged_attention_gpu
 from minillm.ops.qmatmul.pallas_gpu import weight_only_matmul_gpu
 from minillm.ops.ssm.pallas_gpu import selective_scan_gpu
+from minillm.ops.ssm.pallas_gpu_ssd import ssd_gpu
 from minillm.ops.ssm.selective_scan import associative_selective_scan
 
 pytestmark = pytest.mark.aot_cuda
@@ -161,6 +162,38 @@ def test_the_scan_is_compiled_and_keeps_no_states(target, tmp_path):
 def test_the_scan_that_lists_its_states_is_compiled(target, tmp_path):
     arrays = [(SHORT, 8, 4, 1536)] * 2 + [(WIDE, 1536, 16)] + [(SHORT, 8, 4, 16)] * 2
     kernel = compiled(partial(selective_scan_gpu, return_states=True), target, tmp_path, *arrays)
+    assert_is_machine_code(kernel, target, tmp_path)
+
+
+def heads(b, t, h, k, g, n, dtype=SHORT):
+    """Shapes of x, dt, A, B and C, and of all that may come with them."""
+    arrays = (dtype, b, t, h, k), (dtype, b, t, h), (WIDE, h), (dtype, b, t, g, n), (dtype, b, t, g, n)
+    return arrays, {"D": (WIDE, h), "dt_bias": (WIDE, h), "state": (WIDE, b, h, k, n), "lengths": (INT, b)}
+
+
+MAMBA2 = {
+    "Mamba-2 2.7B reads 2,048 tokens": heads(1, 2048, 80, 64, 1, 128),
+    "Bamba 9B reads 2,048 tokens": heads(1, 2048, 128, 64, 1, 256),
+    "in float32, less than a tile of channels": heads(1, 1000, 24, 48, 1, 64, WIDE),
+}
+
+
+@on_every_target
+@pytest.mark.parametrize("name", MAMBA2)
+def test_ssd_is_compiled_for_tensor_cores_and_keeps_no_states(name, target, tmp_path):
+    arrays, named = MAMBA2[name]
+    kernel = compiled(partial(ssd_gpu, softplus=True), target, tmp_path, *arrays, **named)
+    assert_is_machine_code(kernel, target, tmp_path)
+    assert "mma.sync" in kernel.ptx
+    assert "tf32" not in kernel.ptx
+    assert kernel.program.memory_analysis().temp_size_in_bytes == 0
+
+
+@on_every_target
+@pytest.mark.parametrize(("t", "states"), [(1, False), (4, True)])
+def test_a_step_of_ssd_is_compiled_and_so_is_a_draft(t, states, target, tmp_path):
+    arrays, named = heads(8, t, 80, 64, 1, 128)
+    kernel = compiled(partial(ssd_gpu, softplus=True, return_states=states), target, tmp_path, *arrays, **named)
     assert_is_machine_code(kernel, target, tmp_path)
 
 

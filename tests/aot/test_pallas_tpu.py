@@ -12,6 +12,7 @@ from minillm.ops.attention.pallas_tpu import flash_attention_tpu
 from minillm.ops.attention.pallas_tpu_paged import paged_attention_tpu
 from minillm.ops.qmatmul.pallas_tpu import weight_only_matmul_tpu
 from minillm.ops.ssm.pallas_tpu import ssd_tpu
+from minillm.ops.ssm.pallas_tpu_scan import selective_scan_tpu
 
 pytestmark = pytest.mark.aot_tpu
 every_target = pytest.mark.parametrize("target", ["tpu-v5e", "tpu-v6e"])
@@ -93,6 +94,20 @@ def test_ssd_compiles(target, t, states):
     program = compile_for(target, kernel, heads, (BF16, 1, t, h), (F32, h), groups, groups, (F32, h), **optional)
     assert kernels_in(program) == 1
     assert flops(program) >= 4 * t * h * k * n
+
+
+@every_target
+@pytest.mark.parametrize(("t", "states"), [(1000, False), (4, True)])
+def test_the_scan_compiles_and_keeps_no_states(target, t, states):
+    """Falcon Mamba 7B; a text, and the few tokens of a draft."""
+    i, n = 8192, 16
+    kernel = partial(selective_scan_tpu, softplus=True, return_states=states)
+    channels, entries = (BF16, 1, t, i), (BF16, 1, t, n)
+    optional = {"dt_bias": (F32, i), "state": (F32, 1, i, n), "lengths": (I32, 1)}
+    program = compile_for(target, kernel, channels, channels, (F32, i, n), entries, entries, (F32, i), **optional)
+    assert kernels_in(program) == 1
+    assert flops(program) >= 7 * t * i * n
+    assert program.memory_analysis().temp_size_in_bytes < t * i * n * 4 / 3
 
 
 @every_target

@@ -1,4 +1,4 @@
-"""Ratios are found wherever they stand in a result, and only a clear loss counts as one."""
+"""A ratio lies in its interval, and is found wherever it stands in a result."""
 
 import json
 
@@ -6,7 +6,6 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench import check
 from bench.report import RESULTS, ratio, ratios_in
 
 SPEEDS = st.lists(st.floats(0.1, 10), min_size=2, max_size=12)
@@ -20,18 +19,6 @@ def test_the_median_lies_in_its_interval(speeds):
     assert low <= found["median"] <= high
     assert min(speeds) - 1e-3 <= low <= high <= max(speeds) + 1e-3
     assert abs(found["median"] - np.median(speeds)) <= 5e-4 + 1e-9
-
-
-@settings(max_examples=20)
-@given(SPEEDS, st.floats(1.01, 3))
-def test_only_a_whole_interval_below_the_old_one_is_worse(speeds, factor):
-    before = ratio(speeds)
-    low, high = before["interval_95"]
-    below = {"median": low / factor, "interval_95": [low / factor / 2, low / factor - 1e-9]}
-    above = {"median": 2 * high, "interval_95": [high * factor, high * factor * 2]}
-    assert check.judged(before, before) == "same"
-    assert check.judged(below, before) == "worse"
-    assert check.judged(above, before) == "better"
 
 
 def test_ratios_are_found_by_what_they_are_of():

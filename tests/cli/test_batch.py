@@ -112,19 +112,17 @@ def test_a_file_that_is_not_ours_is_not_used(model, source, tmp_path, left):
     assert (tmp_path / "out.jsonl.part").read_text() == left
 
 
-def test_a_run_killed_again_and_again_ends_with_the_same_file(model, source, tmp_path):
-    whole, target = tmp_path / "whole.jsonl", tmp_path / "out.jsonl"
+def test_a_run_that_was_killed_between_two_results_ends_with_the_same_file(model, source, tmp_path):
+    whole, target, part = tmp_path / "whole.jsonl", tmp_path / "out.jsonl", tmp_path / "out.jsonl.part"
     command = [sys.executable, "-m", "minillm", "generate", "--model", str(model), "--input", str(source)]
     command += ["--max-tokens", "100", "--temperature", "0.8", "--seed", "3", "--batch", "2", "--output"]
     subprocess.run([*command, str(whole)], check=True, capture_output=True)
-    for seconds in (1.2, 2.0):
-        if target.exists():
-            break
-        process = subprocess.Popen([*command, str(target)], stderr=subprocess.DEVNULL)
-        time.sleep(seconds)
-        process.kill()
-        process.wait()
-    if not target.exists():
+    process = subprocess.Popen([*command, str(target)], stderr=subprocess.DEVNULL)
+    while process.poll() is None and not (part.exists() and part.read_bytes().count(b"\n") > 2):
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    if not target.exists():  # else it was too fast
         subprocess.run([*command, str(target)], check=True, capture_output=True)
     assert target.read_bytes() == whole.read_bytes()
 

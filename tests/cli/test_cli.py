@@ -241,7 +241,8 @@ with no_ctrl_c_in_imports():
         signal.raise_signal(signal.SIGINT)
     except KeyboardInterrupt:
         print("heard")
-    sys.setprofile(lambda frame, *_: frame.f_code.co_name == "_handle_fromlist" and signal.raise_signal(signal.SIGINT))
+    here = "_handle_fromlist"
+    sys.setprofile(lambda frame, *_: frame.f_code.co_name == here and signal.raise_signal(signal.SIGINT))
     try:
         from xml import dom
     except KeyboardInterrupt:

@@ -79,7 +79,7 @@ def test_a_context_beyond_the_models_is_planned_and_said(config):
         (["--target", "tpu-v9"], "target is 'tpu-v9', expected one of tpu-v5e"),
         (["--target", "h100", "--mesh", "model=3"], "model=3, which does not divide"),
         (["--target", "h100", "--mesh", "rows=2"], "mesh is 'rows=2'"),
-        (["--target", "h100", "--mesh", "model=2", "--quant", "int8"], "leave --mesh or --quant out"),
+        (["--target", "h100", "--mesh", "model=2", "--quant", "q4_k"], "128 of the 256 inputs of attention.out"),
         (["--target", "h100", "--quant", "q99"], "q99"),
         (["--target", "h100", "--hlo", "x.txt"], "pip install 'minillm[aot-cuda]'"),
         (["--target", "h100", "--hlo", "none/x.txt"], "none: no such folder"),

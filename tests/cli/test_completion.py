@@ -1,7 +1,13 @@
 """The shell completes commands, options and the names of models."""
 
+import os
+import pty
+import re
+import select
+import shutil
 import subprocess
 import sys
+import time
 
 import pytest
 from click.shell_completion import BashComplete
@@ -37,12 +43,62 @@ def test_a_script_asks_minillm(shell):
     assert f"_MINILLM_COMPLETE={shell}_complete" in result.stdout
 
 
-def test_bash_completes_by_its_script(tmp_path):
-    """The one test in which bash asks a process of minillm's own."""
+@pytest.fixture
+def surroundings(tmp_path):
+    """The environment of a shell that finds minillm, and a model called hf:org/repo."""
     (tmp_path / "minillm").write_text(f"#!{sys.executable}\nfrom minillm.cli import main\nmain()\n")
     (tmp_path / "minillm").chmod(0o755)
-    script = CliRunner().invoke(main, ["completion", "bash"]).stdout
-    typed = f"COMP_WORDS=(minillm info tiny-h) COMP_CWORD=2; _minillm_completion {tmp_path / 'minillm'}"
-    command = ["bash", "-c", f"{script}\n{typed}\necho ${{COMPREPLY[@]}}; complete -p minillm"]
-    result = subprocess.run(command, capture_output=True, text=True)
-    assert result.stdout == "tiny-hybrid\ncomplete -o nosort -F _minillm_completion minillm\n", result.stderr
+    (tmp_path / "notes.gguf").touch()
+    repo, commit = tmp_path / "hub" / "models--org--repo", "0" * 40
+    for path, content in {
+        "refs/main": commit,
+        "refs/v1": commit,
+        f"snapshots/{commit}/config.json": "{}",
+        f"snapshots/{commit}/model.safetensors": "",
+    }.items():
+        (repo / path).parent.mkdir(parents=True, exist_ok=True)
+        (repo / path).write_text(content)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    return os.environ | {"HF_HUB_CACHE": str(tmp_path / "hub"), "HOME": str(tmp_path), "PATH": path, "TERM": "dumb"}
+
+
+# What is typed, and the words on the line once Tab is pressed behind it.
+TYPED = {
+    "minillm info hf:o": ["minillm", "info", "hf:org/repo"],
+    "minillm generate 'a b' --model=tiny-h": ["minillm", "generate", "a b", "--model=tiny-hybrid"],
+    "minillm generate --model=hf:org/repo@": ["minillm", "generate", "--model=hf:org/repo@v1"],
+    "minillm generate --model=note": ["minillm", "generate", "--model=notes.gguf"],
+    "minillm generate Recipe: --dty": ["minillm", "generate", "Recipe:", "--dtype"],
+}
+SHELLS = {"bash": ["--norc", "--noprofile"], "zsh": ["-f"]}
+
+
+@pytest.mark.parametrize(
+    "shell",
+    [pytest.param(one, marks=pytest.mark.skipif(not shutil.which(one), reason="it is not here")) for one in SHELLS],
+)
+def test_a_shell_completes_by_its_script_what_is_typed_at_it(shell, surroundings, tmp_path):
+    terminal, theirs = pty.openpty()
+    arguments = [shell, *SHELLS[shell], "-i"]
+    places = {"stdin": theirs, "stdout": theirs, "stderr": theirs, "cwd": tmp_path, "env": surroundings}
+    process = subprocess.Popen(arguments, start_new_session=True, **places)
+    os.close(theirs)
+    try:
+        os.write(terminal, f'eval "$(minillm completion {shell})"\n'.encode())
+        for text, words in TYPED.items():
+            os.write(terminal, f"{text}\t\x01printf '<%s>' \n".encode())  # to the front of the line, and run it
+            assert shown(terminal, "<minillm>(<[^>]*>)*(?=[^<])") == "".join(f"<{word}>" for word in words)
+    finally:
+        process.kill()
+        process.wait()
+        os.close(terminal)
+
+
+def shown(terminal: int, pattern: str) -> str:
+    """What comes next on a terminal that matches."""
+    seen, deadline = "", time.monotonic() + 60
+    while not (found := re.search(pattern, seen)):
+        assert time.monotonic() < deadline, seen
+        if select.select([terminal], [], [], 1)[0]:
+            seen += os.read(terminal, 4096).decode(errors="replace")
+    return found[0]

@@ -9,6 +9,8 @@ from minillm.cli import main
 from minillm.compress import methods
 from minillm.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("quick_programs")
+
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory):

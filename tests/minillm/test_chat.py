@@ -69,7 +69,7 @@ def pieces() -> sentencepiece.SentencePieceProcessor:
 @pytest.fixture(scope="module", params=["bytes", "pieces"])
 def tokenizer(request):
     """A tokenizer for a format; both libraries know the control tokens of all."""
-    backend = Bytes(byte_level()) if request.param == "bytes" else Pieces(pieces())
+    backend = Bytes(byte_level(), "test") if request.param == "bytes" else Pieces(pieces())
 
     def of(form: chats.Format) -> Tokenizer:
         return Tokenizer(backend, form.bos, form.eos, chat_template=form.template)
@@ -310,7 +310,7 @@ def test_text_and_tokens_are_those_of_transformers(name: str, contents: list[str
         made: Tokenizer = request.getfixturevalue("smollm2").tokenizer
     else:
         form = chats.FORMATS[name]
-        made = Tokenizer(Bytes(byte_level()), form.bos, form.eos, chat_template=form.template)
+        made = Tokenizer(Bytes(byte_level(), "test"), form.bos, form.eos, chat_template=form.template)
     assert isinstance(made.backend, Bytes)
     assert made.chat_template is not None
     theirs = PreTrainedTokenizerFast(

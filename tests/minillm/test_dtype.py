@@ -9,6 +9,8 @@ import minillm
 from minillm.cache.spec import PLAIN
 from minillm.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("quick_programs")
+
 U = 2.0**-9  # rounding to bfloat16 changes a number by so much of it at most
 A_BLOCK = 8  # roundings on the way through a block: norm, product, nonlinearity, product, sum; and weights
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from agreement import QUICK
 
 import minillm
 from minillm.cache import StateSpec
@@ -14,7 +15,10 @@ from minillm.generate import Plan, advance, generate_tokens, i32
 from minillm.sampling import new_sampler
 from minillm.xla import Programs
 
+pytestmark = pytest.mark.usefixtures("quick_programs")
+
 GREEDY = new_sampler(temperature=0.0, seed=0)
+filtered = jax.jit(lambda sampler, logits, history: sampler.filtered(logits, history), compiler_options=QUICK)
 
 
 @pytest.fixture(scope="module")
@@ -28,15 +32,14 @@ def test_generating_greedily_is_the_argmax_of_scoring_at_every_step(tiny):
     assert out.tokens == list(tiny.logits(whole)[0, 2:-1].argmax(-1))
 
 
-def test_200_tokens_of_a_long_prompt_compile_at_most_three_programs(tiny, monkeypatch):
+def test_200_tokens_of_a_long_prompt_compile_at_most_three_programs(monkeypatch):
     monkeypatch.setattr("minillm.generate.CHUNK", 32)
-    model = tiny.model
-    jax.clear_caches()
+    model = minillm.init(files.CONFIG | {"vocab_size": 277}).model  # of a size that nothing is compiled for
     with Programs() as programs:
         prompt = [3 + i % 200 for i in range(70)]
         tokens = list(generate_tokens(model, Plan.of(prompt, 200, 4096), GREEDY))
     assert len(tokens) == 200
-    assert programs.count <= 3
+    assert 2 <= programs.count <= 3
     with Programs() as programs:
         list(generate_tokens(model, Plan.of(prompt[:65], 210, 4096), new_sampler(temperature=0.0, seed=1)))
     assert programs.count == 0, "another length of the same bucket compiled again"
@@ -147,7 +150,7 @@ def test_every_option_changes_the_distribution(tiny, change):
     logits = jnp.asarray(np.random.default_rng(0).normal(size=(1, 20)).astype(np.float32) * 3)
     history = minillm.sampling.History(logits > 0, (logits > 1).astype(jnp.int32), i32(0))
     base, changed = (tiny.stream("hello", **options).sampler for options in ({}, change))
-    assert not np.array_equal(base.filtered(logits, history), changed.filtered(logits, history))
+    assert not np.array_equal(filtered(base, logits, history), filtered(changed, logits, history))
 
 
 def test_penalties_count_generated_tokens_only_where_they_say_so(tiny):
@@ -173,7 +176,7 @@ def test_the_filtered_logits_are_the_definitions_in_their_stated_order(tiny):
     expected = ops.keep_min_p_ref(
         ops.keep_top_p_ref(ops.keep_top_k_ref(expected, v["top_k"]), v["top_p"]), v["min_p"]
     )
-    found = np.asarray(sampler.filtered(jnp.asarray(logits), history))
+    found = np.asarray(filtered(sampler, logits, history))
     assert np.array_equal(np.isfinite(found), np.isfinite(expected))
     np.testing.assert_allclose(found[np.isfinite(found)], expected[np.isfinite(found)], rtol=1e-5)
 

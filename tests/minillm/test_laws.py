@@ -29,7 +29,8 @@ def _float64():
 
 @pytest.mark.parametrize("spec", SPECS)
 def test_every_schedule_gives_what_reading_whole_sequences_gives(spec):
-    laws.check_schedules(toy_hybrid(np.random.default_rng(0)), activations, spec=spec, tolerance=1e-12, examples=10)
+    toy, all_slots = toy_hybrid(np.random.default_rng(0)), spec.kind == "contiguous"
+    laws.check_schedules(toy, activations, spec=spec, tolerance=1e-12, examples=6, all_slots=all_slots)
 
 
 def test_later_tokens_change_nothing_before_them():

@@ -7,6 +7,8 @@ import pytest
 import minillm
 from minillm.evaluate.logprobs import log_probs
 
+pytestmark = pytest.mark.usefixtures("quick_programs")
+
 PROMPT, TOKENS = [5, 9, 200], [17, 17, 3, 250, 8]
 
 

@@ -1,4 +1,5 @@
 import files
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -9,6 +10,8 @@ from minillm import laws
 from minillm.cache import StateSpec
 from minillm.span import Span
 
+pytestmark = pytest.mark.usefixtures("quick_programs")
+
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
@@ -17,7 +20,8 @@ def tiny(tmp_path_factory):
 
 @pytest.mark.parametrize("spec", laws.with_kinds(), ids=lambda spec: spec.kind)
 def test_the_laws_hold_for_a_llama(tiny, spec):
-    laws.check_schedules(tiny.model, token_ids, spec=spec, tolerance=ROUNDING)
+    all_slots = spec.kind == "contiguous"
+    laws.check_schedules(tiny.model, token_ids, spec=spec, tolerance=ROUNDING, examples=4, all_slots=all_slots)
     laws.check_donation(tiny.model, token_ids, spec=spec)
 
 
@@ -34,5 +38,6 @@ def test_a_tree_scored_at_once_is_the_tree_read_from_memory(tiny):
     tokens, parent = token_ids(np.random.default_rng(3), (1, 5)), np.array([[-1, 0, 0, 1, 2]], np.int32)
     at = Span.tree(np.zeros(1, np.int32), np.full(1, 5, np.int32), jnp.asarray(parent))
     state = tiny.model.init_state(StateSpec(slots=1, max_len=8))
-    (whole, _), (read, _) = tiny.model(tokens, None, at), tiny.model(tokens, state, at)
+    logits = jax.jit(lambda state: tiny.model(tokens, state, at)[0])
+    whole, read = logits(None), logits(state)
     assert np.abs(whole - read).max() <= ROUNDING * np.abs(read).max()

@@ -95,6 +95,6 @@ def test_a_library_that_gives_up_on_a_text_is_one_sentence():
     library = tokenizers.Tokenizer(models.BPE({"a": 0}, []))
     endless = pre_tokenizers.Split(tokenizers.Regex("(a+)+$"), "isolated")  # its regular expressions are bounded
     library.pre_tokenizer = endless  # pyright: ignore[reportAttributeAccessIssue]
-    with pytest.raises(UserError, match=r"the checkpoint's tokenizer failed: .*retry-limit") as caught:
-        Tokenizer(Bytes(library)).encode("a" * 40 + "!")
+    with pytest.raises(UserError, match=r"^t\.json: the tokenizer failed: .*retry-limit") as caught:
+        Tokenizer(Bytes(library, "t.json")).encode("a" * 40 + "!")
     assert "\n" not in str(caught.value)

@@ -1,5 +1,6 @@
 """Training lowers what it says it does, and can be killed anywhere."""
 
+from functools import cache
 from typing import Any, cast
 
 import jax
@@ -32,16 +33,20 @@ STATES = {"model_type": "mamba", "vocab_size": 30, "hidden_size": 16, "num_hidde
 STATES |= {"layer_norm_epsilon": 1e-5}
 
 
+step = jax.jit(
+    cast(Any, training.train_step).__wrapped__,
+    donate_argnames="state",
+    static_argnames="update",
+    compiler_options=QUICK,
+)
+optimizer = cache(training.optimizer)  # so that runs alike share a program
+
+
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
     """Unoptimised programs; and optax mixes integers and floats, which other tests forbid."""
-    step = jax.jit(
-        cast(Any, training.train_step).__wrapped__,
-        donate_argnames="state",
-        static_argnames="update",
-        compiler_options=QUICK,
-    )
     monkeypatch.setattr(training, "train_step", step)
+    monkeypatch.setattr(training, "optimizer", optimizer)
     with jax.numpy_dtype_promotion("standard"):
         yield
 

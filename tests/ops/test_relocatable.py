@@ -38,11 +38,14 @@ assert elsewhere.validate("rms_norm", elsewhere.rms_norm, only="accuracy; one nu
     run(code.replace("FOLDER", repr(str(tmp_path))), tmp_path)
 
 
-def test_importing_ops_does_not_load_the_stack(tmp_path):
+def test_importing_ops_takes_no_foreign_folder_and_does_not_load_the_stack(tmp_path):
+    (tmp_path / "ops").mkdir()
+    (tmp_path / "ops" / "__init__.py").write_text("raise RuntimeError('the wrong ops')")
     code = """
 import sys
-import minillm.ops
+from minillm import ops
 
+assert ops.rms_norm.__name__ == "rms_norm"
 ours = {name for name in sys.modules if name.startswith("minillm.") and not name.startswith("minillm.ops")}
 others = {"flax", "click", "hypothesis", "tokenizers", "safetensors", "jinja2", "rich"} & set(sys.modules)
 assert not ours | others, ours | others

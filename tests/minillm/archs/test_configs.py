@@ -16,6 +16,8 @@ from minillm.cache import StateSpec
 from minillm.config import Config
 from minillm.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("quick_programs")
+
 
 def windows(config: Config) -> list[int | None]:
     return [layer[0].window for layer in config.layers]

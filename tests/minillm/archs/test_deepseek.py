@@ -13,6 +13,8 @@ from minillm.checkpoint.gguf import GGUF
 from minillm.checkpoint.loader import open_checkpoint
 from minillm.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("quick_programs")
+
 WORDS = {
     "model.embed_tokens": "token_embd",
     "model.norm": "output_norm",

@@ -46,7 +46,7 @@ def check_that_it_runs(arch: Arch, config: Config) -> None:
     assert logits.dtype == np.float32
 
 
-@pytest.mark.parametrize("family", tiny.quick("llama", "gemma3_text", "deepseek_v3", "jamba"))
+@pytest.mark.parametrize("family", tiny.quick("gemma3_text", "deepseek_v3"))
 def test_a_changed_field_is_refused_by_a_sentence_or_makes_a_model_that_runs(family, tmp_path):
     values, arch, configs = tiny.settings(f"{family}_0", tmp_path), find_hf(family, "test"), set()
     for one in changed(values):

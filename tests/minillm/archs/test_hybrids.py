@@ -25,8 +25,8 @@ def test_only_attention_remembers_more_of_a_longer_text(name, tmp_path):
     assert short > 3 * 100 * rows
 
 
-@pytest.mark.usefixtures("quick_programs")
-@pytest.mark.parametrize("name", [HYBRIDS[0], pytest.param(HYBRIDS[1], marks=pytest.mark.slow)])
+@pytest.mark.slow  # follows from test_laws, for all families
+@pytest.mark.parametrize("name", HYBRIDS[:2])
 def test_what_is_generated_is_what_the_logits_say(name, tmp_path):
     tokens = tiny.unpacked(name, tmp_path)["tokens"]
     lm, prompt = minillm.load(tmp_path), tokens[:37].tolist()

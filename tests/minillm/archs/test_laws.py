@@ -13,7 +13,7 @@ from minillm import laws
 pytestmark = pytest.mark.usefixtures("quick_programs")
 
 
-DIFFERENT = ("gpt2", "gemma3_text", "gpt_oss", "deepseek_v2", "mamba", "mamba2", "jamba", "qwen3_next")
+DIFFERENT = ("gpt_oss", "deepseek_v2", "mamba2", "jamba", "qwen3_next")  # the others: bench.lattice
 
 
 @pytest.fixture(scope="module", params=tiny.quick(*DIFFERENT))

@@ -18,6 +18,8 @@ from minillm import laws
 from minillm.archs import all_archs
 from minillm.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("quick_programs")
+
 README = Path(minillm.__file__).parent / "archs" / "README.md"
 WRITE = "PYTHONPATH=tests python tests/minillm/archs/test_outside.py writes the table anew"
 HEAD = "|---|---|---|---|\n"

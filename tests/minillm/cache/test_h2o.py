@@ -1,10 +1,12 @@
 """What is looked at least is forgotten, by each KV head for itself."""
 
 from dataclasses import replace
+from functools import partial
 
 import jax
 import numpy as np
 import pytest
+from agreement import QUICK
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,7 +17,7 @@ from minillm.span import Span
 B, G, H, K, BUDGET = 2, 2, 4, 4, 20
 
 
-@jax.jit
+@partial(jax.jit, compiler_options=QUICK)
 def advance(memory, q, k, v, at, keep, n_keep):
     y, memory = memory.append(k, v, at).attend(q, at)
     return y, memory.commit(at, keep, n_keep)

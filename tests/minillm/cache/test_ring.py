@@ -75,7 +75,9 @@ def test_a_ring_answers_as_a_plain_memory_does(window, dtype, data):
 
 
 @pytest.mark.usefixtures("quick_programs")
-@pytest.mark.parametrize(("window", "all_slots"), [(3, False), (15, True), (17, False)])
+@pytest.mark.parametrize(
+    ("window", "all_slots"), [(3, False), (15, True), pytest.param(17, False, marks=pytest.mark.slow)]
+)
 def test_the_laws_hold_for_windows_shorter_and_longer_than_spans_and_memory(window, all_slots):
     """Around the 16 rows and the 5 tokens of the laws' spans."""
     with jax.enable_x64(True):

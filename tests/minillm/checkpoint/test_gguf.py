@@ -169,9 +169,7 @@ CHANGES = {
     "do not fit the tokens": lambda m, t: m.update({"tokenizer.ggml.merges": ["zzz yyy"]}),
     "do not fit the tokens: .* Token": lambda m, t: m.update({"tokenizer.ggml.merges": ["a \n" + "b" * 999]}),
     "tokenizer.ggml.pre is 'xxx": lambda m, t: m.update({"tokenizer.ggml.pre": "x" * 999}),
-    "general.architecture is 'granitehybrid', not": lambda m, t: m.update(
-        {"general.architecture": "granitehybrid"}
-    ),
+    "general.architecture is 'falcon-h1', not": lambda m, t: m.update({"general.architecture": "falcon-h1"}),
     "eos_token_id is 9999": lambda m, t: m.update({"tokenizer.ggml.eos_token_id": 9999}),
     "one type for each": lambda m, t: m.update({"tokenizer.ggml.token_type": [1]}),
     "not a list of strings": lambda m, t: m.update({"tokenizer.ggml.merges": 7}),

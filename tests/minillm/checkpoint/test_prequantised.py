@@ -336,6 +336,14 @@ def test_what_does_not_fit_or_changes_the_maths_is_refused_in_a_sentence(format,
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("format", [*others.FORMATS, "mxfp4"])
+def test_a_config_that_speaks_of_few_bits_where_there_are_none_is_refused(format, good, plain, tmp_path):
+    values = json.loads((good(format) / "config.json").read_text())
+    folder = others.save(tmp_path / "m", values, tensors_of(plain("gpt_oss" if format == "mxfp4" else "llama")))
+    with pytest.raises(UserError, match=r"m: config.json has a quantization_config, but no tensor is in few bits"):
+        open_checkpoint(folder)
+
+
 @pytest.mark.oracle
 def test_fp8_and_mxfp4_are_those_of_transformers(plain, tmp_path):
     import torch  # pyright: ignore[reportMissingImports]

@@ -196,6 +196,10 @@ def test_a_folder_adds_tokens_to_its_tokenizer_model(tmp_path):
     [
         ({"x": {"content": "a"}}, "added_tokens_decoder: x is"),
         ({"12345678": {"content": "a"}}, "12345678 is"),
+        (
+            {"999999": {"content": "a"}},
+            "holds 2048 pieces, but a token is added with id 999999, expected ids below",
+        ),
         ({"7": "a"}, "added_tokens_decoder: 7 is 'a', expected an object"),
         ({"7": {"content": 5}}, "content is 5, expected a string"),
         ({"7": {"content": "\ud800"}}, "content is .*, expected text"),
@@ -319,7 +323,10 @@ def test_what_gguf_has_no_words_for_is_refused(tmp_path):
     odd.normalizer = None  # pyright: ignore[reportAttributeAccessIssue]
     strips = json.loads(cut_as("qwen2").to_str())
     strips["added_tokens"][0]["rstrip"] = True
+    far = json.loads(cut_as("qwen2").to_str())
+    far["model"]["vocab"]["far"] = 4_000_000_000
     for text, message in (
+        (json.dumps(far), "has a token with id 4000000000, expected ids below"),
         (odd.to_str(), "of no byte-level kind that GGUF has a name for"),
         (Tokenizer(models.WordPiece({"a": 0}, unk_token="a")).to_str(), "of no byte-level kind"),
         (json.dumps(strips), "token '<|endoftext|>' takes spaces with it"),

@@ -64,7 +64,7 @@ def test_a_mesh_divides_weights_and_memory():
 
 
 def lying(shapes, config, mesh, work, device):
-    model, count, place = on_devices(shapes, config, "bfloat16", device.name, mesh, real=False)
+    model, count, place = on_devices(shapes, config, device.name, mesh, real=False)
     return model, work, device, count, place
 
 
@@ -77,14 +77,20 @@ def test_few_bits_take_what_a_quantised_model_takes(recipe):
     )
 
 
-def test_few_bits_can_be_planned_and_are_not_cut_by_a_mesh_yet():
+def test_few_bits_can_be_planned_and_are_divided_by_a_mesh():
     config, shapes = model_of("llama")
     few = narrowed(in_few_bits(shapes, "int4-g32"), "bfloat16")
     made, plain = (plan("it", one, Work(1, 64), DEVICES["h100"], 1, None) for one in (few, shapes))
     assert made.weights < plain.weights / 3
     assert made.decode.read < plain.decode.read / 2
-    with pytest.raises(UserError, match="few bits, which a mesh does not cut"):
-        lying(few, config, "model=2", Work(1, 64), DEVICES["h100"])
+    spread = plan("it", *lying(few, config, "model=2", Work(1, 64), DEVICES["h100"]))
+    norms = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(few) if len(leaf.shape) == 1)
+    assert spread.weights - norms == (made.weights - norms) / 2
+    assert spread.decode.products[4] == made.decode.products[4] / 2
+    with pytest.raises(
+        UserError, match=r"model=2, which gives a device 128 of the 256 inputs of mlp.down of layer 0"
+    ):
+        lying(in_few_bits(shapes, "q4_k"), config, "model=2", Work(1, 64), DEVICES["h100"])
     with pytest.raises(UserError, match="method gptq"):
         in_few_bits(shapes, "gptq:int4-g32")
 

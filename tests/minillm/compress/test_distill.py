@@ -1,6 +1,6 @@
 """A pruned model learns again from its teacher, with any text or none, and can be killed on the way."""
 
-from functools import partial
+from functools import cache, partial
 from typing import Any, cast
 
 import jax
@@ -11,7 +11,7 @@ from agreement import QUICK
 import minillm
 from minillm import train as training
 from minillm.compress import calibration, distill
-from minillm.compress.distill import drawn, given, recovered, sampled, written
+from minillm.compress.distill import drawn, given, recovered, written
 from minillm.compress.prune import without_layers
 from minillm.errors import UserError
 from minillm.evaluate.measures import kl_divergence
@@ -32,18 +32,24 @@ TOKENS = np.random.default_rng(0).integers(0, 40, (8, 16)).astype(np.int32)
 LESSONS = Batch(TOKENS, np.full(8, 16, np.int32))
 
 
+STEP = jax.jit(
+    cast(Any, training.train_step).__wrapped__,
+    donate_argnames="state",
+    static_argnames="update",
+    compiler_options=QUICK,
+)
+OPTIMIZER = cache(training.optimizer)  # so that runs alike share a program
+SAMPLED = jax.jit(cast(Any, distill.sampled).__wrapped__, static_argnames="t", compiler_options=QUICK)
+READ = jax.jit(cast(Any, calibration.read).__wrapped__, compiler_options=QUICK)
+
+
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
     """Unoptimised programs; and optax mixes integers and floats, which other tests forbid."""
-    step = jax.jit(
-        cast(Any, training.train_step).__wrapped__,
-        donate_argnames="state",
-        static_argnames="update",
-        compiler_options=QUICK,
-    )
-    monkeypatch.setattr(training, "train_step", step)
-    read = jax.jit(cast(Any, calibration.read).__wrapped__, compiler_options=QUICK)
-    monkeypatch.setattr(calibration, "read", read)
+    monkeypatch.setattr(training, "train_step", STEP)
+    monkeypatch.setattr(training, "optimizer", OPTIMIZER)
+    monkeypatch.setattr(calibration, "read", READ)
+    monkeypatch.setattr(distill, "sampled", SAMPLED)
     monkeypatch.setattr(distill, "ROWS", 4)
     with jax.numpy_dtype_promotion("standard"):
         yield
@@ -136,7 +142,7 @@ def test_a_teacher_writes_what_it_would_say_and_up_to_an_end(teacher, monkeypatc
 def test_tokens_are_drawn_by_their_probability(teacher):
     rows = 2000
     first = np.full(rows, 1, np.int32)
-    tokens = np.asarray(sampled(teacher.model, first, jax.random.key(0), 3))
+    tokens = np.asarray(SAMPLED(teacher.model, first, jax.random.key(0), 3))
     probabilities = np.asarray(jax.nn.softmax(teacher.logits([[1]])[0, 0]), np.float64)
     seen = np.bincount(tokens[:, 1], minlength=40) / rows
     spread = np.sqrt(probabilities * (1 - probabilities) / rows)

@@ -1,6 +1,8 @@
 """Several real processes: they generate what one does, each reads its own pieces, and they end together."""
 
 import json
+import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -10,16 +12,20 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
+import files
 import jax
+import ml_dtypes  # noqa: F401  (NumPy then knows bfloat16)
 import numpy as np
 import pytest
 from click.testing import CliRunner
 from jax.sharding import AbstractMesh
+from safetensors.numpy import load_file
 
 import minillm
 from minillm.blocks.params import stacked
 from minillm.cli import main
 from minillm.errors import UserError
+from minillm.lm import find_model
 from minillm.model import Model
 from minillm.parallel import local
 from minillm.parallel.distributed import Line, answered, called
@@ -91,18 +97,36 @@ def sizes_of_pieces(lm: minillm.LM, mesh: AbstractMesh) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(share))
 
 
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """Tiny-transformer, of whose six layers only the first is left: every process compiles it."""
+    source, folder = find_model("tiny-transformer"), tmp_path_factory.mktemp("shallow")
+    config = json.loads((source / "config.json").read_text()) | {"num_hidden_layers": 1}
+    tensors = load_file(source / "model.safetensors")
+    first = {name: array for name, array in tensors.items() if not re.search(r"layers\.[1-5]\.", name)}
+    shutil.copy(source / "tokenizer.model", folder)
+    return files.write_folder(folder, config, first)
+
+
 @pytest.mark.parametrize(
-    "axes",
-    [{"model": 2}, pytest.param({"seq": 2, "model": 2}, marks=pytest.mark.slow)],
-    ids=["two processes", "four processes"],
+    ("axes", "recipe"),
+    [
+        ({"model": 2}, None),
+        pytest.param({"seq": 2, "model": 2}, None, marks=pytest.mark.slow),
+        pytest.param({"model": 2}, "w8a8", marks=pytest.mark.slow),
+    ],
+    ids=["two processes", "four processes", "few bits"],
 )
-def test_processes_generate_the_tokens_of_one_read_their_pieces_and_the_first_prints(axes):
+def test_processes_generate_the_tokens_of_one_read_their_pieces_and_the_first_prints(axes, recipe, model):
     mesh, n = ",".join(f"{axis}={size}" for axis, size in axes.items()), int(np.prod([*axes.values()]))
-    words = ["generate", PROMPT, "--mesh", mesh, "--max-tokens", str(N), "--temperature", "0", "--json"]
+    words = ["generate", PROMPT, "--model", str(model), "--mesh", mesh, "--max-tokens", str(N)]
+    words += ["--temperature", "0", "--json"]
+    words += ["--quant", recipe] if recipe else []
     with processes(COUNTING, n, *words, names=NUMBERS) as started:
         outputs = [one.communicate(timeout=300) for one in started]
-    lm = minillm.load("tiny-transformer")
-    alone = lm.generate(PROMPT, max_tokens=N, temperature=0)
+    lm = minillm.load(model)
+    one = lm.quantize(recipe)[0] if recipe else lm
+    alone = one.generate(PROMPT, max_tokens=N, temperature=0)
     assert [one.returncode for one in started] == [0] * n, outputs
     assert json.loads(outputs[0][0])["tokens"] == alone.tokens
     assert [out for out, _ in outputs[1:]] == [""] * (n - 1)

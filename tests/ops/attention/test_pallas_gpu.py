@@ -32,9 +32,9 @@ def some(op, *names):
 
 
 def brief(op, dtype):
-    """The op with its laws of equal bits (the others follow from the definition's), nasty in float32 alone."""
-    laws = tuple(law for law in op.laws if law.exact)
-    return replace(op, laws=laws, styles=op.styles if dtype == "float32" else {})
+    """The op with its laws of equal bits (the others follow from the definition's), and nasty, in float32 alone."""
+    wide = dtype == "float32"
+    return replace(op, laws=tuple(law for law in op.laws if law.exact and wide), styles=op.styles if wide else {})
 
 
 def judge(op, kernel, dtype="float32", **options):
@@ -44,16 +44,20 @@ def judge(op, kernel, dtype="float32", **options):
     return report
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_flash_attention_passes_the_judge(dtype):
-    op = some(ATTENTION, "everything at once", "window on both sides, multi-query")
-    judge(brief(op, dtype), flash, dtype, seeds=1)
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("everything at once", "float32"), ("window on both sides, multi-query", "bfloat16")]
+)
+def test_flash_attention_passes_the_judge(name, dtype):
+    judge(brief(some(ATTENTION, name), dtype), flash, dtype, seeds=1)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_attention_over_pages_passes_the_judge(dtype):
-    op = some(PAGED_ATTENTION, "sinks", "pages of five rows, narrow values", "window")
-    judge(brief(op, dtype), partial(paged, splits=3), dtype, seeds=1)
+@pytest.mark.parametrize(
+    ("names", "dtype"),
+    [(("sinks", "window"), "float32"), (("pages of five rows, narrow values",), "bfloat16")],
+    ids=["float32", "bfloat16"],
+)
+def test_attention_over_pages_passes_the_judge(names, dtype):
+    judge(brief(some(PAGED_ATTENTION, *names), dtype), partial(paged, splits=3), dtype, seeds=1)
 
 
 @pytest.mark.slow
@@ -92,7 +96,7 @@ def numbers(*shape):
     return np.random.default_rng(sum(shape)).normal(size=shape).astype(np.float32)
 
 
-@pytest.mark.parametrize(("q_block", "s_block"), [(16, 16), (32, 16), (16, 128)])
+@pytest.mark.parametrize(("q_block", "s_block"), [(32, 16), (16, 128)])
 def test_the_size_of_tiles_does_not_matter(q_block, s_block):
     q, k, v = numbers(2, 21, 6, 8), numbers(2, 50, 2, 8), numbers(2, 50, 2, 24)
     y = flash(q, k, v, q_block=q_block, s_block=s_block, window=20)
@@ -132,7 +136,7 @@ def test_a_page_that_does_not_exist_gives_nan_and_only_where_it_is_needed():
 def test_only_who_asks_for_it_is_interpreted():
     q = jnp.zeros((1, 1, 1, 8))
     with pytest.raises(ValueError, match="Only interpret mode is supported on CPU"):
-        flash_attention_gpu(q, q, q)
+        jax.jit(flash_attention_gpu)(q, q, q)
 
 
 @pytest.mark.parametrize(

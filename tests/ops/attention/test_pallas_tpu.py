@@ -126,10 +126,10 @@ def test_a_page_that_does_not_exist_gives_nan_and_only_where_it_is_needed():
 def test_only_who_asks_for_it_is_interpreted():
     q = jnp.zeros((1, 1, 1, 8))
     with pytest.raises(ValueError, match="Only interpret mode is supported on CPU"):
-        flash_attention_tpu(q, q, q)
+        jax.jit(flash_attention_tpu)(q, q, q)
     one = jnp.ones((1, 1), jnp.int32)
     with pytest.raises(ValueError, match="Only interpret mode is supported on CPU"):
-        paged_attention_tpu(q, q, q, one * 0, one[0])
+        jax.jit(paged_attention_tpu)(q, q, q, one * 0, one[0])
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from agreement import AS_USERS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,8 +16,9 @@ from minillm.ops import BLOCKS, decode_blocks, decode_blocks_ref, encode_blocks,
 TINY = np.finfo(np.float32).tiny
 POLICIES: dict[str, tuple] = {name: ("absmax",) if name == "nvfp4" else ("floor", "ceil") for name in BLOCKS}
 KINDS: list[tuple[str, Any]] = [(name, policy) for name in BLOCKS for policy in POLICIES[name]]
-CASTS = {kind: jax.jit(partial(encode_blocks, format=kind[0], policy=kind[1])) for kind in KINDS}
-BACK = {name: jax.jit(partial(decode_blocks, format=name)) for name in BLOCKS}
+compiled = partial(jax.jit, compiler_options=AS_USERS)
+CASTS = {kind: compiled(partial(encode_blocks, format=kind[0], policy=kind[1])) for kind in KINDS}
+BACK = {name: compiled(partial(decode_blocks, format=name)) for name in BLOCKS}
 seeds = st.integers(0, 2**32 - 1)
 
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+from agreement import AS_USERS
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -97,7 +98,8 @@ def test_the_jax_cast_gives_the_defined_code_bit_for_bit(name, rounding, saturat
     x = np.concatenate([hard_numbers(name), sixteen_bits()])
     random = np.random.default_rng(0).integers(0, 2**32, len(x), np.uint32)
     options = {"rounding": rounding, "saturate": saturate, "random": random}
-    cast = jax.jit(partial(encode_float, format=name, rounding=rounding, saturate=saturate))
+    options_too = partial(encode_float, format=name, rounding=rounding, saturate=saturate)
+    cast = jax.jit(options_too, compiler_options=AS_USERS)
     assert np.array_equal(np.asarray(cast(x, random=random)), encode_float_ref(x, name, **options))
 
 

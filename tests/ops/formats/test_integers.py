@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from agreement import AS_USERS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,12 +15,13 @@ from minillm.ops import INTS, decode_ints, decode_ints_ref, encode_ints, encode_
 TINY = np.finfo(np.float32).tiny
 SIZES = (None, 8, 20)
 KINDS = [(name, affine) for name in INTS for affine in (False, True) if not (affine and name == "ternary")]
+compiled = partial(jax.jit, compiler_options=AS_USERS)
 CASTS = {
-    (*kind, group): jax.jit(partial(encode_ints, format=kind[0], affine=kind[1], group=group))
+    (*kind, group): compiled(partial(encode_ints, format=kind[0], affine=kind[1], group=group))
     for kind in KINDS
     for group in SIZES
 }
-BACK = jax.jit(decode_ints)
+BACK = compiled(decode_ints)
 every_kind = pytest.mark.parametrize(("name", "affine"), KINDS)
 seeds = st.integers(0, 2**32 - 1)
 
@@ -178,7 +180,7 @@ def test_large_matrices_ties_and_huge_numbers_get_the_defined_codes_compiled_and
     for name, affine in (("int8", False), ("int8", True), ("int4", False)):
         rows = x if not affine else np.delete(x, 2, 0)
         expected = encode_ints_ref(rows, name, affine=affine)
-        for cast in (encode_ints, jax.jit(encode_ints, static_argnames=("format", "affine"))):
+        for cast in (encode_ints, compiled(encode_ints, static_argnames=("format", "affine"))):
             found = cast(jnp.asarray(rows), format=name, affine=affine)
             assert np.array_equal(found.codes, expected.codes)
             assert np.array_equal(found.scales, expected.scales)

@@ -4,6 +4,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import pytest
 from hypothesis import given
@@ -69,7 +70,7 @@ def test_a_tile_is_as_wide_as_it_may_be():
 def test_only_who_asks_for_it_is_interpreted_and_what_cannot_be_is_refused():
     x, w = jnp.zeros((2, 10)), jnp.zeros((3, 10), jnp.int8)
     with pytest.raises(ValueError, match="Only interpret mode is supported on CPU"):
-        weight_only_matmul_tpu(x, w, jnp.ones((3, 2)))
+        jax.jit(weight_only_matmul_tpu)(x, w, jnp.ones((3, 2)))
     with pytest.raises(
         ValueError, match="weight_only_matmul_tpu: 10 columns and 4 scales for a row, expected a div"
     ):

@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from agreement import AS_USERS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -30,15 +31,25 @@ def arrays_of(name: str, case, seed: int) -> tuple[list[np.ndarray], dict]:
 
 
 @every_case
-def test_jax_follows_the_recipe_to_the_bit_compiled_and_not(name, case):
+def test_jax_follows_the_recipe_to_the_bit(name, case):
     for seed in range(3):
         required, rest = arrays_of(name, case, seed)
         expected, form = RECIPES[name](*required, **rest), getattr(matmul, name)
         assert expected.dtype == np.float32
         options = {key: value for key, value in rest.items() if not isinstance(value, np.ndarray)}
-        compiled = jax.jit(form, static_argnames=tuple(options))
+        compiled = jax.jit(form, static_argnames=tuple(options), compiler_options=AS_USERS)
         assert np.array_equal(np.asarray(compiled(*required, **rest)), expected, equal_nan=True)
-    assert np.array_equal(np.asarray(form(*required, **rest)), expected, equal_nan=True)
+
+
+ONCE = [(name, case) for name in RECIPES for case in OPS[name].cases[2:3]]
+
+
+@pytest.mark.parametrize(("name", "case"), [*ONCE, *(pytest.param(*one, marks=pytest.mark.slow) for one in CASES)])
+def test_jax_follows_the_recipe_operation_by_operation_too(name, case):
+    """Each is a program of its own then, which is slow to compile."""
+    required, rest = arrays_of(name, case, seed=2)
+    found = getattr(matmul, name)(*required, **rest)
+    assert np.array_equal(np.asarray(found), RECIPES[name](*required, **rest), equal_nan=True)
 
 
 @every_case
