@@ -205,18 +205,12 @@ def measured(line: Line, rounds: int) -> dict[str, Any]:
 
 
 def opened(steps: dict[int, Step]) -> dict[int, LM]:
-    """The model of each size, made once where it is the same; stored for so many rows."""
+    """The model of each size, made once where it is the same."""
     made: dict[str, LM] = {}
     for step in steps.values():
-        if kind_of(step) not in made:
-            made[kind_of(step)] = lm = minillm.init(step.config)
-            lm.store_for(step.batch)
-    return {size: made[kind_of(step)] for size, step in steps.items()}
-
-
-def kind_of(step: Step) -> str:
-    """What decides on a model and on how it is stored."""
-    return repr((step.config, step.batch > 1))
+        if repr(step.config) not in made:
+            made[repr(step.config)] = minillm.init(step.config)
+    return {size: made[repr(step.config)] for size, step in steps.items()}
 
 
 def state_bytes(lm: LM, step: Step) -> int:

@@ -26,7 +26,7 @@ from .generate import Plan, bucket
 from .model import Model
 from .output import Output
 from .parallel import Spread, answers, spread
-from .quant import Dense, by_place, in_dtype, is_weight, stored_for
+from .quant import Dense, by_place, in_dtype, is_weight
 from .quant.quantised import Change, Progress
 from .sampling import is_count, new_sampler, require
 from .span import Span
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from .speculative import Drafter
 
-SEVERAL = 8  # tokens that a pass over a draft takes in, about
+
 ENDLESS = 1 << 30  # tokens of a text whose memory does not grow
 NO_KEYS = "none: it would change nothing in this model"
 LOSSY = "another kind: what h2o forgets changes with drafts and batches; --lossy (lossy=True) allows it"
@@ -69,21 +69,6 @@ class LM:
     def ends(self) -> set[int]:
         """The tokens that end a text."""
         return {*self.config.eos, *(self.tokenizer.ends if self.tokenizer else ())}
-
-    def store_for(self, rows: int) -> None:
-        """Have the matrices stored as steps of so many tokens want them; it is done in the background.
-
-        On a mesh they stay as they are.
-        """
-        shapes: Any = self.shapes
-        if isinstance(shapes, Spread):
-            return
-        blocks, head = stored_for(rows, [shapes.blocks, shapes.head])
-        before, after = (jax.tree.leaves(parts) for parts in ((shapes.blocks, shapes.head), (blocks, head)))
-        if all(one is other for one, other in zip(before, after, strict=True)):
-            return
-        self.shapes, loaded = shapes.replace(blocks=blocks, head=head), [self.weights]
-        self.weights = in_background(rearranged, rows, loaded)
 
     def quantize(
         self,
@@ -185,8 +170,6 @@ class LM:
         memory = memory.for_at_most(bucket(min(len(ids) + int(max_tokens), context), 1))
         plan = Plan.of(ids, int(max_tokens), context, memory)
         output = Output(self.tokenizer, self.ends, stop)
-        if draft is not None or exact:
-            self.store_for(SEVERAL)
         return Stream(self, plan, sampler, output, self.drafter(draft), exact)
 
     def drafter(self, draft: "str | Drafter | None") -> "Drafter | None":
@@ -348,15 +331,6 @@ def init(
     weights: Future[Any] = Future()
     weights.set_result(model)
     return LM(config, None, shapes, weights)
-
-
-def rearranged(rows: int, loaded: list[Future[Model]]) -> Model:
-    """The model of the one future in a list, stored for so many rows; emptying the list lets memory go."""
-    model: Any = loaded.pop().result()
-    parts, rest = [model.blocks, model.head], model.replace(blocks=(), head=None)
-    del model
-    blocks, head = stored_for(rows, parts)
-    return rest.replace(blocks=blocks, head=head)
 
 
 def find_model(model: str | Path) -> Path:

@@ -253,7 +253,6 @@ print(f"weights: {nbytes / 1e6:.0f} MB, so at most {bandwidth / nbytes:.0f} toke
 # than writing one (lesson 12).
 
 # %%
-big.store_for(8)  # matrices in the order that suits products with several rows
 times = {}
 for b in (1, 4, 16):
     state = big.model.init_state(StateSpec(slots=b, max_len=256))

@@ -109,10 +109,6 @@ class Watched:
         """Rows of the matrix, of which nothing is told."""
         return self.weight.rows(ids)
 
-    def for_rows(self, n: int) -> "Watched":
-        """The same."""
-        return self
-
     def dense(self) -> jax.Array:
         """The matrix."""
         return self.weight.dense()

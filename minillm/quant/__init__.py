@@ -5,7 +5,6 @@ x @ w.T       [..., out] -> [..., in]       (a tied head is the embedding's tran
 w.rows(ids)   rows of the matrix, for an embedding
 w.dense()     the matrix [in, out] in floating point: the definition of everything above
 w.shape       (in, out)
-w.for_rows(n) the same weight, stored as products with n rows want it
 
 A weight may hold one matrix for each of e groups, the experts of a layer. Then w.dense() is [e, in, out], w.shape
 still (in, out), and the only product is
@@ -21,7 +20,7 @@ import jax
 
 from .dense import Dense
 
-__all__ = ["Dense", "Weight", "as_stored", "as_weights", "by_place", "in_dtype", "is_weight", "stored_for"]
+__all__ = ["Dense", "Weight", "as_stored", "as_weights", "by_place", "in_dtype", "is_weight"]
 
 
 class Weight(Protocol):
@@ -34,20 +33,7 @@ class Weight(Protocol):
     def __rmatmul__(self, x: jax.Array) -> jax.Array: ...
     def grouped(self, x: jax.Array, sizes: jax.Array) -> jax.Array: ...
     def rows(self, ids: jax.Array) -> jax.Array: ...
-    def for_rows(self, n: int) -> "Weight": ...
     def dense(self) -> jax.Array: ...
-
-
-def stored_for(n: int, parts: list) -> list:
-    """The parts of a model with their weights stored as products with n rows want it; `parts` is left empty.
-
-    If nothing else holds the parts, no more than one matrix is in memory twice.
-    """
-    leaves, tree = jax.tree.flatten(parts, is_leaf=is_weight)
-    parts.clear()
-    for i, leaf in enumerate(leaves):
-        leaves[i] = leaf.for_rows(n) if is_weight(leaf) else leaf
-    return jax.tree.unflatten(tree, leaves)
 
 
 def in_dtype(parts: Any, dtype: str | None) -> Any:
@@ -64,7 +50,7 @@ def in_dtype(parts: Any, dtype: str | None) -> Any:
 
 def is_weight(node: Any) -> bool:
     """Whether a part of a model is a weight."""
-    return hasattr(node, "for_rows")
+    return hasattr(node, "grouped") and hasattr(node, "dense")
 
 
 def as_weights(model: Any) -> Any:

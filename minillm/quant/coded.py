@@ -63,10 +63,6 @@ class Coded:
         known = (flat >= 0) & (flat < self.shape[0])
         return jnp.where(known[:, None], some, jnp.nan).reshape(*ids.shape, -1)
 
-    def for_rows(self, n: int) -> "Coded":
-        """The same: there is one way to store it."""
-        return self
-
     def decoded(self) -> Dense:
         """The matrix, or the matrices, as plain float32."""
         decode: Any = self.storage.decode

@@ -1,7 +1,6 @@
 """Dense: a matrix stored as plain floating-point numbers."""
 
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -61,16 +60,6 @@ class Dense:
         """ids [...] -> [..., out]; an id out of range gives NaN."""
         ids = jnp.where(ids < 0, self.shape[0], ids)  # a negative id would count from the end
         return jnp.take(self.dense(), ids, axis=0, mode="fill")
-
-    def for_rows(self, n: int) -> "Dense":
-        """The same matrix in the order that products want on a CPU: [out, in]."""
-        transposed = True
-        if self.array.ndim != 2 or transposed == self.transposed:
-            return self
-        if isinstance(self.array, jax.ShapeDtypeStruct):
-            shape: Any = jax.ShapeDtypeStruct(self.array.shape[::-1], self.array.dtype)
-            return Dense(shape, transposed)
-        return Dense(jax.device_put(np.ascontiguousarray(np.asarray(self.array).T)), transposed)
 
     def dense(self) -> jax.Array:
         """The matrix [in, out], or the matrices [e, in, out]."""

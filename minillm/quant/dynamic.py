@@ -185,10 +185,6 @@ class Dynamic:
         """ids [...] -> rows of the weight; an id out of range gives NaN."""
         return self.weight.rows(ids)
 
-    def for_rows(self, n: int) -> "Dynamic":
-        """The same: there is one way to store it."""
-        return self
-
     def dense(self) -> jax.Array:
         """The matrix [in, out], or the matrices [e, in, out], in float32."""
         return self.weight.dense()

@@ -51,10 +51,6 @@ class Scaled:
         some = self.weight.rows(ids)
         return some * (self.factors if self.transposed else self.factors[ids][..., None])
 
-    def for_rows(self, n: int) -> "Scaled":
-        """With the weight stored as products with n rows want it."""
-        return Scaled(self.weight.for_rows(n), self.factors, self.transposed)
-
     def dense(self) -> jax.Array:
         """The matrix [in, out], or the matrices [e, in, out], in float32."""
         return self.weight.dense() * jnp.expand_dims(self.factors, -2 if self.transposed else -1)

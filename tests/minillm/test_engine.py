@@ -125,9 +125,6 @@ class Language:
     def __init__(self, ends=()):
         self.ends = set(ends)
 
-    def store_for(self, rows):
-        pass
-
     def memory(self, cache, lossy):
         return PLAIN
 

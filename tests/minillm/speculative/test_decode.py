@@ -151,13 +151,6 @@ def test_the_same_seed_draws_the_same_text_with_and_without_drafts(lm):
             assert found.speculation["draft_passes"] + found.speculation["plain_steps"] > 0
 
 
-def test_matrices_are_rearranged_once(lm):
-    lm.generate(PROMPT, max_tokens=2, draft="ngram")
-    weights = lm.weights
-    lm.generate(PROMPT, max_tokens=2, draft="ngram")
-    assert lm.weights is weights
-
-
 def test_a_model_without_some_of_its_layers_drafts_for_itself(tmp_path):
     lm = load("llama", tmp_path, case=3)
     options = {"temperature": 0.0, "max_tokens": 12}
