@@ -191,7 +191,7 @@ def read(source: Path) -> bytes:
 
 def parsed(line: bytes, options: dict[str, Any]) -> dict[str, Any]:
     """What a line asks for; UserError if that is nothing."""
-    expected = 'expected a string or an object with a "prompt"'
+    expected = 'expected "a prompt", in quotes, or {"prompt": …}'
     try:
         value = json.loads(line)
     except (ValueError, RecursionError):

@@ -138,7 +138,7 @@ def show_plan(
     lines = [*header(model, config, shapes, made, mesh, quant), *table(made, programs), ""]
     lines += [*bounds(made, price), "", *assumptions(config, made, work, price)]
     click.echo(printable("\n".join(lines)))
-    if not can_compile(device):
+    if not compiles and not plan_only:
         click.echo(f"Nothing was compiled: that needs pip install {extra(device)}")
     if hlo is not None:
         write(hlo, "\n".join(f"// {name}\n{program.hlo}" for name, program in programs.items()))

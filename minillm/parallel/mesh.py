@@ -30,7 +30,7 @@ def new_mesh(axes: str, devices: Sequence[Any] | None = None) -> Mesh:
     for size in sizes.values():
         needed *= size
     if needed > len(there):
-        hint = f"; to try it without, set {PRETEND}={needed}" if there[0].platform == "cpu" else ""
+        hint = f"; to try it without them, set {PRETEND}={needed}" if there[0].platform == "cpu" else ""
         raise UserError(f"mesh {axes} is of {needed} devices, but there are {len(there)}{hint}")
     kinds = (AxisType.Auto,) * len(sizes)
     return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=kinds, devices=there[:needed])

@@ -39,13 +39,14 @@ def assert_refused(result, *words: str) -> None:
         assert word in result.stderr
 
 
-def test_without_a_command_three_doors_open():
+def test_without_a_command_four_doors_open():
     result = run()
     assert result.exit_code == 0
     assert [line.split()[0] for line in result.stdout.splitlines() if line.startswith("  ") and line[2] != " "] == [
         "learn",
         "run",
         "judge",
+        "plan",
     ]
 
 

@@ -12,6 +12,7 @@ from minillm import laws
 
 pytestmark = pytest.mark.usefixtures("quick_programs")
 
+TOLERANCE = 2 * ROUNDING  # a state carried from step to step adds roundings of its own (jamba: 1.25 * ROUNDING)
 
 DIFFERENT = ("gpt_oss", "deepseek_v2", "mamba2", "jamba", "qwen3_next")  # the others: bench.lattice
 
@@ -33,14 +34,14 @@ def tokens(model):
 
 
 def test_every_schedule_gives_what_reading_whole_sequences_gives(model):
-    laws.check_schedules(model, tokens(model), tolerance=ROUNDING, examples=2, steps=8, all_slots=True)
+    laws.check_schedules(model, tokens(model), tolerance=TOLERANCE, examples=2, steps=8, all_slots=True)
 
 
 @pytest.mark.parametrize("family", tiny.quick("mistral", "deepseek_v2", "jamba"))  # a ring, latents, states
 def test_pages_and_some_slots_in_any_order_hold_what_a_plain_memory_holds(family, tmp_path):
     """Recurrent models have nothing in pages, but slots all the same."""
     model, spec = one_of_each_block(family, tmp_path), replace(laws.SPEC, kind="paged")
-    laws.check_schedules(model, tokens(model), spec=spec, tolerance=ROUNDING, examples=2, steps=4, all_slots=False)
+    laws.check_schedules(model, tokens(model), spec=spec, tolerance=TOLERANCE, examples=2, steps=4, all_slots=False)
 
 
 def test_a_step_updates_memory_in_place(model):
