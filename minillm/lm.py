@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 
     from .speculative import Drafter
 
-
 ENDLESS = 1 << 30  # tokens of a text whose memory does not grow
 NO_KEYS = "none: it would change nothing in this model"
 LOSSY = "another kind: what h2o forgets changes with drafts and batches; --lossy (lossy=True) allows it"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ..errors import UserError
+from ..folders import whole
 from .completion import ModelName
 from .terminal import printable, status
 
@@ -258,9 +259,8 @@ def write_export(model: str, quant: str | None, work: "Work", target: str, file:
 
 def write(path: Path, text: str) -> None:
     """Write a file in one step."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
+    with whole(path) as part:
+        part.write_text(text, encoding="utf-8")
 
 
 def amount(number: float) -> str:

@@ -253,9 +253,11 @@ class Frame:
                 self.see(ins[consts + i], var)
 
     def branches(self, eqn: Any) -> None:
-        """One of several programs: the dearest."""
-        given = [self.value(var) for var in eqn.invars[1:]]
-        seen = [self.go.walk(branch, given) for branch in eqn.params["branches"]]
+        """One of several programs: the dearest; of those for different platforms the one that is not for CPUs."""
+        given, several = [self.value(var) for var in eqn.invars[1:]], eqn.params["branches"]
+        if platforms := eqn.params.get("branches_platforms"):
+            several = [one for one, named in zip(several, platforms, strict=True) if "cpu" not in (named or ())]
+        seen = [self.go.walk(branch, given) for branch in several]
         dearest = max(seen, key=lambda one: (one.cost.flops, sum(one.read)))
         self.cost.add(dearest.cost)
         self.touch(eqn.invars[1:], dearest)

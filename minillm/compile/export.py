@@ -11,7 +11,6 @@ for one platform and one size of batch and context; the next token is the likeli
 """
 
 import json
-import os
 import zipfile
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..errors import UserError
+from ..folders import whole
 from ..generate import advance
 from ..sampling import Sampler
 from .steps import Work, state_of
@@ -57,17 +57,12 @@ def export(model: Any, work: Work, platform: str, path: Path) -> None:
         "weights": [[leaf.shape, leaf.dtype.name] for leaf in leaves],
         "state": [[leaf.shape, leaf.dtype.name] for leaf in state],
     }
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        with zipfile.ZipFile(part, "w") as file:
-            for name, tokens in (("prefill", work.chunk), ("decode", 1)):
-                block = jax.ShapeDtypeStruct((work.batch, tokens), np.int32)
-                made = jax.export.export(jax.jit(step), platforms=[platform])(shapes, state, block, row, row)
-                file.writestr(f"{name}.jax", made.serialize())
-            file.writestr("about.json", json.dumps(about, indent=1))
-            file.writestr("__main__.py", RUNNER.read_text(encoding="utf-8"))
-            for i, leaf in enumerate(leaves):
-                file.writestr(f"weights/{i}", np.asarray(leaf).tobytes())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    with whole(path) as part, zipfile.ZipFile(part, "w") as file:
+        for name, tokens in (("prefill", work.chunk), ("decode", 1)):
+            block = jax.ShapeDtypeStruct((work.batch, tokens), np.int32)
+            made = jax.export.export(jax.jit(step), platforms=[platform])(shapes, state, block, row, row)
+            file.writestr(f"{name}.jax", made.serialize())
+        file.writestr("about.json", json.dumps(about, indent=1))
+        file.writestr("__main__.py", RUNNER.read_text(encoding="utf-8"))
+        for i, leaf in enumerate(leaves):
+            file.writestr(f"weights/{i}", np.asarray(leaf).tobytes())

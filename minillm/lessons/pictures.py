@@ -1,12 +1,11 @@
 """Pictures: what a lesson draws is a PNG in the cache folder, shown at once in a notebook."""
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..folders import cache_folder
+from ..folders import cache_folder, whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -36,8 +35,7 @@ def picture(name: str, draw: "Callable[[Figure], None]", width: float = 8, heigh
     draw(figure)
     path = cache_folder() / "pictures" / f"{name}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(f".{os.getpid()}.part")
-    figure.savefig(part, format="png", bbox_inches="tight")
-    os.replace(part, path)
+    with whole(path) as part:
+        figure.savefig(part, format="png", bbox_inches="tight")
     print(f"picture: {path}")
     return Picture(path)

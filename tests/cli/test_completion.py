@@ -75,7 +75,10 @@ SHELLS = {"bash": ["--norc", "--noprofile"], "zsh": ["-f"]}
 
 @pytest.mark.parametrize(
     "shell",
-    [pytest.param(one, marks=pytest.mark.skipif(not shutil.which(one), reason="it is not here")) for one in SHELLS],
+    [
+        pytest.param(one, marks=pytest.mark.skipif(not shutil.which(one), reason=f"needs {one}; CI installs it"))
+        for one in SHELLS
+    ],
 )
 def test_a_shell_completes_by_its_script_what_is_typed_at_it(shell, surroundings, tmp_path):
     terminal, theirs = pty.openpty()

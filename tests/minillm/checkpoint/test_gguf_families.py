@@ -43,7 +43,7 @@ def rows_of(form: str, width: int) -> np.ndarray:
     x = np.random.default_rng(width).normal(size=(32, width)).astype(np.float32) / np.float32(np.sqrt(width))
     try:
         return gguf.quantize(x, gguf.GGMLQuantizationType[form]).view(np.uint8)
-    except NotImplementedError:
+    except NotImplementedError:  # the package only decodes this type
         return encode_gguf(x, form)
 
 

@@ -18,6 +18,7 @@ from minillm.compile.cost import Cost, count
 from minillm.compile.plan import count_at
 from minillm.compile.steps import Work, narrowed, shapes_of, traced
 from minillm.config import Fields
+from minillm.ops.qmatmul.matmul import int_product
 
 F32, BF16, I32 = jnp.float32, jnp.bfloat16, jnp.int32
 
@@ -58,6 +59,13 @@ def test_a_loop_whose_turns_nobody_knows_is_not_guessed():
         cost_of(lambda x, n: jax.lax.fori_loop(0, n, lambda i, x: x * 2, x), ((4,), F32), ((), I32))
     with pytest.raises(NotImplementedError, match="count up"):
         cost_of(lambda x: jax.lax.while_loop(lambda x: x[0] > 1, lambda x: x / 2, x), ((4,), F32))
+
+
+@pytest.mark.parametrize("rows", [1, 2, 8])
+def test_what_only_a_cpu_multiplies_otherwise_is_not_counted_for_other_devices(rows):
+    """One row of bytes takes four times the products there (`weights_first`), and no time more."""
+    cost = cost_of(int_product, ((rows, 64), jnp.int8), ((32, 64), jnp.int8))
+    assert cost.products == {1: 2 * rows * 32 * 64}
 
 
 def test_products_agree_with_xla_where_nothing_loops():
